@@ -1,0 +1,1 @@
+"""Controlled supervised fine-tuning at scale, in JAX."""

@@ -1,0 +1,24 @@
+"""The two exceptions that end a run on purpose. Anything else that escapes is a defect of ours."""
+
+
+class UserError(Exception):
+  """Bad input or environment. `main` prints one line and exits with status 2.
+
+  Args:
+    what: What is wrong, in words a user understands.
+    where: File, line, config key or record where it is wrong.
+    how: What to do about it.
+  """
+
+  def __init__(self, what: str, where: str = '', how: str = ''):
+    super().__init__(what)
+    self.what, self.where, self.how = what, where, how
+
+  def __str__(self) -> str:
+    where = f' ({self.where})' if self.where else ''
+    how = f' — {self.how}' if self.how else ''
+    return ' '.join(f'{self.what}{where}{how}'.split())
+
+
+class Interrupted(Exception):
+  """A signal or time limit stopped the run after its state was saved. `main` exits with status 3."""
