@@ -1,4 +1,4 @@
-"""`ModelConfig`: the shape and switches of a decoder, read from a checkpoint's raw `config.json`."""
+"""`ModelConfig`: shape and switches of a decoder, read from a raw `config.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -52,16 +52,16 @@ class ModelConfig:
         )
     try:
       hidden, heads = int(raw['hidden_size']), int(raw['num_attention_heads'])
-      sizes = dict(
-        vocab_size=int(raw['vocab_size']),
-        hidden_size=hidden,
-        intermediate_size=int(raw['intermediate_size']),
-        num_layers=int(raw['num_hidden_layers']),
-        num_heads=heads,
-        num_kv_heads=int(raw.get('num_key_value_heads') or heads),
-        head_dim=int(raw.get('head_dim') or hidden // max(heads, 1)),
-        max_positions=int(raw.get('max_position_embeddings') or 2048),
-      )
+      sizes = {
+        'vocab_size': int(raw['vocab_size']),
+        'hidden_size': hidden,
+        'intermediate_size': int(raw['intermediate_size']),
+        'num_layers': int(raw['num_hidden_layers']),
+        'num_heads': heads,
+        'num_kv_heads': int(raw.get('num_key_value_heads') or heads),
+        'head_dim': int(raw.get('head_dim') or hidden // max(heads, 1)),
+        'max_positions': int(raw.get('max_position_embeddings') or 2048),
+      }
       norm_eps = float(raw.get('rms_norm_eps') or 1e-6)
     except (KeyError, TypeError, ValueError) as e:
       raise UserError(

@@ -21,4 +21,4 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-  """A signal or time limit stopped the run after its state was saved. `main` exits with status 3."""
+  """A signal or time limit stopped the run; its state is saved. `main` exits with status 3."""
