@@ -1,0 +1,164 @@
+"""Devices: joining processes, the mesh, and refusing to leave an accelerator idle.
+
+Not for deciding how an array is cut: that is `rules.py`.
+"""
+
+import glob
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh
+
+from sft_jax.utils.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+
+# Environment variables by which a launcher says how many processes make one program.
+_PROCESS_COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+
+
+def make_mesh(
+  data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+  """Returns the mesh with axes ('data', 'fsdp', 'tensor'); one size may be -1 (fill).
+
+  Args:
+    data: Replicas of the parameters; each works on its own part of the batch.
+    fsdp: Parts each parameter is cut into; each works on its own part of the batch.
+    tensor: Parts of heads, mlp and vocabulary.
+    devices: Default all devices of all processes. Abstract devices of a topology work too.
+
+  Raises:
+    UserError: the sizes do not multiply out to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = _fill({'data': data, 'fsdp': fsdp, 'tensor': tensor}, len(devices))
+  return Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _fill(sizes: dict[str, int], count: int) -> tuple[int, ...]:
+  where = ', '.join(f'config.mesh.{axis}={size}' for axis, size in sizes.items())
+  free = [axis for axis, size in sizes.items() if size == -1]
+  bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
+  if bad:
+    raise UserError(
+      f'mesh size {sizes[bad[0]]} is neither positive nor -1',
+      where=f'config.mesh.{bad[0]}',
+      how='give a positive number, or -1 to take the devices that are left',
+    )
+  if len(free) > 1:
+    raise UserError(
+      'more than one mesh size is -1', where=where, how='leave one of them -1 and set the others'
+    )
+  known = math.prod(size for size in sizes.values() if size != -1)
+  if count % known or (not free and known != count):
+    noun = 'device' if count == 1 else 'devices'
+    raise UserError(
+      f'the mesh does not fit {count} {noun}: its sizes multiply to {known}',
+      where=where,
+      how=f'choose sizes whose product is {count}; config.mesh.fsdp=-1 takes what is left',
+    )
+  return tuple(count // known if size == -1 else size for size in sizes.values())
+
+
+def _arrange(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+  """Lays devices out so that inner axes are near neighbours on the interconnect."""
+  # Imported here: only this function needs it.
+  from jax.experimental import mesh_utils
+
+  slices = {getattr(d, 'slice_index', 0) for d in devices}
+  if len(slices) > 1:
+    # Between TPU slices runs the data centre's network: only replicas may span it.
+    if shape[0] % len(slices):
+      raise UserError(
+        f'{len(slices)} TPU slices cannot share config.mesh.data={shape[0]} evenly',
+        where='config.mesh.data',
+        how=f'make it a multiple of {len(slices)}: only the data axis crosses slices',
+      )
+    inner = (shape[0] // len(slices), *shape[1:])
+    outer = (len(slices), *(1 for _ in shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+  try:
+    return mesh_utils.create_device_mesh(shape, devices)
+  except NotImplementedError:
+    # A size that is no product of whole torus dimensions (tensor=2 on 4x4x4).
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def init_distributed(timeout_s: int = 300) -> None:
+  """Joins the processes of one program; does nothing where there is one process.
+
+  Call it before the first use of a device. Several processes are recognised by what a launcher
+  sets: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm's `srun`, Open
+  MPI, or a TPU pod. Slurm arrays and Kubernetes jobs of separate workers are not one program.
+
+  Args:
+    timeout_s: How long to wait for the other processes, in seconds.
+
+  Raises:
+    UserError: the launcher announced several processes and they did not meet.
+  """
+  env = os.environ
+  several = any(env.get(name, '1') not in ('', '0', '1') for name in _PROCESS_COUNTS)
+  several = several or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
+  on_tpu = _tpu_nodes('/dev') != [] and env.get('JAX_PLATFORMS', 'tpu') != 'cpu'
+  if jax.distributed.is_initialized() or not (several or on_tpu):
+    return
+  explicit: dict[str, Any] = {}
+  if env.get('JAX_COORDINATOR_ADDRESS') and env.get('JAX_NUM_PROCESSES'):
+    explicit = {
+      'coordinator_address': env['JAX_COORDINATOR_ADDRESS'],
+      'num_processes': int(env['JAX_NUM_PROCESSES']),
+      'process_id': int(env.get('JAX_PROCESS_ID', '0')),
+    }
+  try:
+    jax.distributed.initialize(initialization_timeout=timeout_s, **explicit)
+  except (ValueError, RuntimeError) as e:
+    if several:
+      # Going on would train one separate model a host.
+      raise UserError(
+        f'the processes of this program did not meet: {e}',
+        where='JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID',
+        how='start every process with the same coordinator and count, its own id, and an open port',
+      ) from e
+    logging.info('One TPU host, no other processes: %s', e)
+
+
+def _tpu_nodes(dev: str) -> list[str]:
+  """Device files of TPU chips. vfio alone may be any passed-through card."""
+  nodes = glob.glob(f'{dev}/accel[0-9]*') + glob.glob(f'{dev}/accel/accel[0-9]*')
+  if any(name.startswith('TPU_') for name in os.environ):
+    nodes += glob.glob(f'{dev}/vfio/[0-9]*')
+  return nodes
+
+
+def check_accelerator(allow_idle: bool = False, dev: str = '/dev') -> None:
+  """Refuses to train on the CPU of a machine whose GPU or TPU jax does not use.
+
+  Args:
+    allow_idle: Accept it. JAX_PLATFORMS=cpu, set by the user, says the same.
+    dev: Directory of device files.
+
+  Raises:
+    UserError: an accelerator's device file exists and jax runs on the CPU.
+  """
+  if allow_idle or os.environ.get('JAX_PLATFORMS', '').lower() == 'cpu':
+    return
+  found = {
+    'cuda': glob.glob(f'{dev}/nvidia[0-9]*'),
+    'tpu': _tpu_nodes(dev),
+  }
+  for extra, nodes in found.items():
+    if nodes and jax.default_backend() == 'cpu':
+      name = {'cuda': 'an NVIDIA GPU', 'tpu': 'a TPU'}[extra]
+      raise UserError(
+        f'this machine has {name} but jax runs on the CPU',
+        where=sorted(nodes)[0],
+        how=f"pip install '.[{extra}]' in the checkout for a jax that uses it, "
+        'or go on without it with --config.mesh.allow_idle=true',
+      )

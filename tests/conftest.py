@@ -1,0 +1,47 @@
+"""Set-up of the suite: CPU with 8 fake devices, quiet logs, a compilation cache, real data if any.
+
+The environment is set before jax is imported, and subprocesses inherit it.
+"""
+
+import os
+import pathlib
+import tempfile
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+# Sharding is a real code path in every test: never switched off on CPU.
+_DEVICES = '--xla_force_host_platform_device_count=8'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'.strip()
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('ABSL_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+# No test talks to a hub.
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
+
+import jax  # noqa: E402  (after the environment)
+import pytest  # noqa: E402
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Compiled programs are kept between runs of the suite, and shared by its processes."""
+  del config
+  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or tempfile.gettempdir())
+  path = cache / f'sft_jax-tests-{os.getuid()}' / f'jax-{jax.__version__}'
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(path))
+  jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  # [T] + [B, T] must be written out: a silent broadcast is how masks go wrong.
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> pathlib.Path:
+  """Directory of real data sets and benchmarks; tests that need it skip where it is absent."""
+  path = pathlib.Path(os.environ.get('SFT_JAX_DATA') or REPOSITORY.parent / 'shared' / 'data')
+  if not path.is_dir():
+    pytest.skip(f'needs real data: set SFT_JAX_DATA to its directory ({path} is absent)')
+  return path
