@@ -1,0 +1,131 @@
+"""Low-rank adapters (arXiv 2106.09685) as trees of their own, a run axis first.
+
+An adapter of R runs holds `<module>/lora_a [R,L,in,r]` and `<module>/lora_b [R,L,r,out]` for each
+adapted module path such as `layers/attn/q`. Runs of smaller rank are padded with zeros, which stay
+zero under training: the gradient of each padded factor is a product with the other, zero, one.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sft_jax.models import families
+from sft_jax.models.config import ModelConfig
+from sft_jax.utils import trees
+from sft_jax.utils.errors import UserError
+
+Tree = dict[str, Any]
+
+
+def linear_modules(cfg: ModelConfig) -> dict[str, str]:
+  """{our module path: PEFT module name}, e.g. {'layers/attn/q': 'q_proj'}, of every layer."""
+  return {
+    row.path.removesuffix('/kernel'): row.hf.removesuffix('.weight').rsplit('.', 1)[-1]
+    for row in families.rows(cfg)
+    if row.path.startswith('layers/') and row.path.endswith('/kernel')
+  }
+
+
+def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
+  """Module paths that `targets` names.
+
+  Args:
+    cfg: The model.
+    targets: 'all-linear', or comma-separated PEFT names (`q_proj`) or regular expressions that
+      must match a whole path (`layers/attn/.*`).
+
+  Raises:
+    UserError: a part matches no module.
+  """
+  modules = linear_modules(cfg)
+  if targets == 'all-linear':
+    return tuple(modules)
+  chosen = set()
+  for part in filter(None, (p.strip() for p in targets.split(','))):
+    try:
+      hits = {path for path, name in modules.items() if part == name or re.fullmatch(part, path)}
+    except re.error as e:
+      raise UserError(f'{part!r} is no regular expression: {e}', 'config.lora.targets') from e
+    if not hits:
+      raise UserError(
+        f'{part!r} matches no linear module',
+        'config.lora.targets',
+        f"use 'all-linear' or some of {', '.join(modules.values())}",
+      )
+    chosen |= hits
+  if not chosen:
+    raise UserError('no target modules', 'config.lora.targets', "use 'all-linear'")
+  return tuple(path for path in modules if path in chosen)
+
+
+def init_adapter(
+  cfg: ModelConfig, modules: Sequence[str], ranks: Sequence[int], seeds: Sequence[int]
+) -> Tree:
+  """Fresh adapters of R runs in float32: A uniform in ±1/sqrt(in) (PEFT's kaiming, a=√5), B zero.
+
+  A run's factors depend on its own seed, rank and module only, never on the rest of the cohort.
+
+  Args:
+    cfg: The model.
+    modules: Module paths, from `match_targets`.
+    ranks: R ranks; factors are padded to the largest.
+    seeds: R seeds.
+  """
+  if min(ranks) < 1:
+    raise UserError(f'rank must be at least 1, not {min(ranks)}', 'config.lora.rank')
+  shapes, widest = families.shapes(cfg), max(ranks)
+  flat = {}
+  for module in modules:
+    layers, din, dout = shapes[f'{module}/kernel']
+    factors = []
+    for rank, seed in zip(ranks, seeds, strict=True):
+      key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(module.encode()))
+      bound = 1.0 / np.sqrt(din)
+      a = jax.random.uniform(key, (layers, din, rank), jnp.float32, -bound, bound)
+      factors.append(jnp.pad(a, ((0, 0), (0, 0), (0, widest - rank))))
+    flat[f'{module}/lora_a'] = jnp.stack(factors)
+    flat[f'{module}/lora_b'] = jnp.zeros((len(ranks), layers, widest, dout), jnp.float32)
+  return trees.unflatten(flat)
+
+
+def adapter_shapes(
+  cfg: ModelConfig, modules: Sequence[str], runs: int, rank: int
+) -> dict[str, tuple[tuple[str | None, ...], tuple[int, ...]]]:
+  """{path: (logical axes, shape)} of an adapter, for sharding it like the kernels it adapts."""
+  axes = {row.path: row.axes for row in families.rows(cfg)}
+  shapes = families.shapes(cfg)
+  out: dict[str, tuple[tuple[str | None, ...], tuple[int, ...]]] = {}
+  for module in modules:
+    (layers, din, dout), (ain, aout) = shapes[f'{module}/kernel'], axes[f'{module}/kernel']
+    out[f'{module}/lora_a'] = (('runs', 'layers', ain, None), (runs, layers, din, rank))
+    out[f'{module}/lora_b'] = (('runs', 'layers', None, aout), (runs, layers, rank, dout))
+  return out
+
+
+def one_run(adapter: Tree, index: int) -> Tree:
+  """The adapter of run `index`, without the run axis."""
+  return jax.tree.map(lambda leaf: leaf[index], adapter)
+
+
+def delta(adapter: Tree, module: str, scale: jax.Array) -> jax.Array:
+  """`s A B` of one module `[L,in,out]` in float32, for one run (no run axis); `scale` is `[L]`."""
+  factors = trees.flatten(adapter)
+  a, b = factors[f'{module}/lora_a'], factors[f'{module}/lora_b']
+  product = jnp.einsum('lir,lro->lio', a.astype(jnp.float32), b.astype(jnp.float32))
+  return scale[:, None, None] * product
+
+
+def merge(base: Tree, adapter: Tree, scale: jax.Array) -> Tree:
+  """Base with the adapter of one run added into its kernels, summed in float32. For export only."""
+  flat = trees.flatten(base)
+  modules = {path.rsplit('/', 1)[0] for path in trees.flatten(adapter)}
+  for module in modules:
+    kernel = flat[f'{module}/kernel']
+    summed = kernel.astype(jnp.float32) + delta(adapter, module, scale)
+    flat[f'{module}/kernel'] = summed.astype(kernel.dtype)
+  return trees.unflatten(flat)
