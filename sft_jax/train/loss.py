@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sft_jax.models import head as head_lib
+
 Array = jax.Array
 
 
@@ -21,16 +23,6 @@ class LossSums(NamedTuple):
   sum: Array
   weight: Array
   correct: Array
-
-
-class _Plan(NamedTuple):
-  """Supervised positions first: `order`, `targets`, `weights` [G,padded]; `inverse` [G,N]."""
-
-  order: Array
-  inverse: Array
-  targets: Array
-  weights: Array
-  trips: Array
 
 
 def targets_and_weights(tokens: Array, loss_weight: Array) -> tuple[Array, Array]:
@@ -78,127 +70,39 @@ def cross_entropy(
   Returns:
     Sums, differentiable in `sum` with respect to `hidden` and `head`.
   """
-  hidden, targets, weights = (_shard(x, shards) for x in (hidden, targets, weights))
+  hidden, targets, weights = (head_lib.shard(x, shards) for x in (hidden, targets, weights))
   chunk = min(chunk, targets.shape[1])
-  plan = _plan(targets, weights, chunk, runs_axis)
+  plan = head_lib.make_plan(targets, weights, chunk, runs_axis)
   static = (chunk, train_head, logit_softcap)
   nll, correct = _fused(static, hidden, head, plan)
   return LossSums(nll, jax.lax.stop_gradient(weights.sum()), correct)
-
-
-def target_logprobs(
-  hidden: Array,
-  head: Array,
-  targets: Array,
-  *,
-  chunk: int,
-  where: Array | None = None,
-  logit_softcap: float | None = None,
-  shards: int = 1,
-) -> Array:
-  """Log-probability of each target, float32 [B,T]; 0 where the mask `where` [B,T] is false.
-
-  Only positions inside the mask are scored. Not differentiable.
-  """
-  mask = jnp.ones(targets.shape, jnp.float32) if where is None else where.astype(jnp.float32)
-  shape = targets.shape
-  hidden, targets, mask = (_shard(x, shards) for x in (hidden, targets, mask))
-  chunk = min(chunk, targets.shape[1])
-  plan = _plan(targets, mask, chunk, None)
-  kernel = head.astype(hidden.dtype)
-
-  def body(i: Array, out: Array) -> Array:
-    h, t, w = _take(hidden, plan, i, chunk)
-    logits, _ = _logits(h, kernel, logit_softcap)
-    picked = _pick(logits, t) - jax.nn.logsumexp(logits, axis=-1)
-    return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(w > 0, picked, 0.0), i * chunk, 1)
-
-  out = jax.lax.fori_loop(0, plan.trips, body, jnp.zeros(plan.order.shape, jnp.float32))
-  return jnp.take_along_axis(out, plan.inverse, axis=1).reshape(shape)
-
-
-def _shard(x: Array, shards: int) -> Array:
-  """[B,T,...] -> [G,B/G*T,...]; local to a device when B is divided over G devices."""
-  batch, length, *rest = x.shape
-  if batch % shards:
-    raise ValueError(f'batch of {batch} rows does not divide into {shards} shards')
-  return x.reshape(shards, batch // shards * length, *rest)
-
-
-def _plan(targets: Array, weights: Array, chunk: int, runs_axis: str | None) -> _Plan:
-  """Orders positions so that supervised ones come first, in their own order, in each shard."""
-  size = targets.shape[1]
-  supervised = weights > 0
-  order = jnp.argsort(~supervised, axis=1, stable=True).astype(jnp.int32)
-  # The place of a position in `order`, without a second sort.
-  first = jnp.cumsum(supervised, axis=1, dtype=jnp.int32)
-  rest = first[:, -1:] + jnp.cumsum(~supervised, axis=1, dtype=jnp.int32)
-  inverse = jnp.where(supervised, first, rest) - 1
-  count = first[:, -1].max()
-  if runs_axis is not None:
-    count = jax.lax.pmax(count, runs_axis)
-  pad = ((0, 0), (0, -size % chunk))
-  return _Plan(
-    jnp.pad(order, pad),
-    inverse,
-    jnp.pad(jnp.take_along_axis(targets, order, axis=1), pad),
-    jnp.pad(jnp.take_along_axis(weights, order, axis=1), pad),
-    (count + chunk - 1) // chunk,
-  )
-
-
-def _take(hidden: Array, plan: _Plan, i: Array, chunk: int) -> tuple[Array, Array, Array]:
-  """The i-th chunk: hidden [G,C,D], targets [G,C], weights [G,C]."""
-  cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
-  index, targets, weights = (
-    cut(x, i * chunk, chunk) for x in (plan.order, plan.targets, plan.weights)
-  )
-  return jnp.take_along_axis(hidden, index[..., None], axis=1), targets, weights
-
-
-def _logits(h: Array, kernel: Array, softcap: float | None) -> tuple[Array, Array | None]:
-  """Float32 logits [G,C,V] and, under a soft cap, their derivative by the raw logits."""
-  logits = jnp.einsum('gcd,dv->gcv', h, kernel, preferred_element_type=jnp.float32)
-  if softcap is None:
-    return logits, None
-  tanh = jnp.tanh(logits / softcap)
-  return softcap * tanh, 1 - jnp.square(tanh)
-
-
-def _is_target(logits: Array, targets: Array) -> Array:
-  """A comparison with iota fuses with its neighbours and needs no gather over a sharded vocab."""
-  return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
-
-
-def _pick(logits: Array, targets: Array) -> Array:
-  return jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
 
 
 def _score(
   static: tuple, h: Array, kernel: Array, targets: Array, weights: Array, grad: bool
 ) -> tuple[Array, Array, Array | None]:
   """Weighted nll and weight predicted right of one chunk; with `grad` also d nll/d raw logits."""
-  logits, slope = _logits(h, kernel, static[2])
+  logits, slope = head_lib.logits_of(h, kernel, static[2])
   top = logits.max(axis=-1)
   exp = jnp.exp(logits - top[..., None])
   total = exp.sum(axis=-1)
-  picked = _pick(logits, targets)
+  picked = head_lib.pick(logits, targets)
   nll = jnp.where(weights > 0, weights * (jnp.log(total) + top - picked), 0.0).sum()
   correct = jnp.where(picked >= top, weights, 0.0).sum()
   if not grad:
     return nll, correct, None
   delta = exp * (weights / total)[..., None]
-  delta = delta - jnp.where(_is_target(logits, targets), weights[..., None], 0.0)
+  delta = delta - jnp.where(head_lib.is_target(logits, targets), weights[..., None], 0.0)
   return nll, correct, delta if slope is None else delta * slope
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(static: tuple, hidden: Array, head: Array, plan: _Plan) -> tuple[Array, Array]:
+def _fused(static: tuple, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple[Array, Array]:
   chunk = static[0]
   kernel = head.astype(hidden.dtype)
 
   def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-    h, t, w = _take(hidden, plan, i, chunk)
+    h, t, w = head_lib.take(hidden, plan, i, chunk)
     nll, correct, _ = _score(static, h, kernel, t, w, grad=False)
     return carry[0] + nll, carry[1] + correct
 
@@ -206,14 +110,14 @@ def _fused(static: tuple, hidden: Array, head: Array, plan: _Plan) -> tuple[Arra
   return jax.lax.fori_loop(0, plan.trips, body, (zero, zero))
 
 
-def _fused_fwd(static: tuple, hidden: Array, head: Array, plan: _Plan) -> tuple:
+def _fused_fwd(static: tuple, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple:
   chunk, train_head, _ = static
   kernel = head.astype(hidden.dtype)
   groups, _, width = hidden.shape
 
   def body(i: Array, carry: tuple) -> tuple:
     nll, correct, d_hidden, d_head = carry
-    h, t, w = _take(hidden, plan, i, chunk)
+    h, t, w = head_lib.take(hidden, plan, i, chunk)
     more_nll, more_correct, delta = _score(static, h, kernel, t, w, grad=True)
     delta = delta.astype(hidden.dtype)
     d_h = jnp.einsum('gcv,dv->gcd', delta, kernel, preferred_element_type=jnp.float32)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sft_jax.models import head as head_lib
 from sft_jax.train import loss
 
 B, T, D, V = 4, 24, 16, 150
@@ -87,8 +88,8 @@ def test_no_supervised_position_costs_nothing():
   fused = lambda h, k: loss.cross_entropy(h, k, targets, 0 * weights, chunk=8, train_head=True).sum
   value, grads = jax.value_and_grad(fused, (0, 1))(hidden, head)
   assert value == 0 and not any(np.any(g) for g in grads)
-  assert loss._plan(targets, 0 * weights, 8, None).trips == 0
-  assert loss._plan(targets, weights, 8, None).trips == 3
+  assert head_lib.make_plan(targets, 0 * weights, 8, None).trips == 0
+  assert head_lib.make_plan(targets, weights, 8, None).trips == 3
 
 
 def test_softcap():
@@ -169,9 +170,9 @@ def test_full_logits_never_exist(train_head):
 def test_target_logprobs():
   hidden, head, targets, weights = problem()
   want = jnp.take_along_axis(jax.nn.log_softmax(hidden @ head), targets[..., None], -1)[..., 0]
-  got = jax.jit(lambda *a: loss.target_logprobs(*a, chunk=7))(hidden, head, targets)
+  got = jax.jit(lambda *a: head_lib.target_logprobs(*a, chunk=7))(hidden, head, targets)
   np.testing.assert_allclose(got, want, atol=1e-5)
-  got = loss.target_logprobs(hidden, head, targets, chunk=7, where=weights > 0, shards=2)
+  got = head_lib.target_logprobs(hidden, head, targets, chunk=7, where=weights > 0, shards=2)
   np.testing.assert_allclose(got, np.where(weights > 0, want, 0), atol=1e-5)
 
 

@@ -1,0 +1,112 @@
+"""Tasks and the driver that runs them on a model. The one place that knows all tasks by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from sft_jax.data import tokenize
+from sft_jax.data.tokenize import Example
+from sft_jax.evals import score
+from sft_jax.evals.tasks import builtin_short
+from sft_jax.models.generate import generate
+from sft_jax.utils.errors import UserError
+
+Scores = dict[str, Any]
+
+
+class Task(Protocol):
+  """Something a model is scored on. Prepared once, run on every snapshot."""
+
+  headline: tuple[str, ...]
+
+  def run(self, subject: score.Subject) -> Scores:
+    """{column: value}; a key ending in `-items` holds per-item records and is no column."""
+
+
+class Perplexity:
+  """Perplexity of one set of examples (see `score.perplexity`)."""
+
+  def __init__(self, examples: Sequence[Example], name: str, tokens_per_batch: int):
+    self.examples, self.name, self.tokens_per_batch = examples, name, tokens_per_batch
+    self.headline = (f'ppl-{name}', f'ppl-{name}-response')
+
+  def run(self, subject: score.Subject) -> Scores:
+    """See `Task.run`."""
+    logprobs = score.token_logprobs(subject, self.examples, self.tokens_per_batch)
+    return dict(score.perplexity(self.examples, logprobs, self.name))
+
+
+class Writer:
+  """Turns conversations into answers, wrapped as in training."""
+
+  def __init__(self, tokenizer: Any, template: str, max_new: int):
+    self.tokenizer, self.template, self.max_new = tokenizer, template, max_new
+    self.stop_ids = tokenize.stop_ids(tokenizer, template)
+
+  def answer(
+    self, subject: score.Subject, prompts: Sequence[Sequence[Mapping[str, str]]]
+  ) -> list[str]:
+    """Greedy answers to conversations that end with the user."""
+    ids = [
+      tokenize.prompt_ids([dict(m) for m in prompt], self.tokenizer, self.template)
+      for prompt in prompts
+    ]
+    out = generate(
+      subject.cfg,
+      subject.base,
+      ids,
+      stop_ids=self.stop_ids,
+      max_new=self.max_new,
+      adapter=subject.adapter,
+      lora_scale=subject.lora_scale,
+      dtype=subject.dtype,
+    )
+    return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in out]
+
+
+class BuiltinShort:
+  """Exact match on the built-in short and maths questions."""
+
+  headline = ('builtin-em',)
+
+  def __init__(self, records: Sequence[Mapping[str, Any]], writer: Writer, limit: int):
+    items = builtin_short.items(records)
+    self.items = items[:limit] if limit else items
+    self.writer = writer
+
+  def run(self, subject: score.Subject) -> Scores:
+    """See `Task.run`."""
+    outputs = self.writer.answer(subject, [item.prompt for item in self.items])
+    return builtin_short.score(outputs, self.items)
+
+
+# What `config.eval.tasks` may name.
+TASK_NAMES = ('perplexity', 'builtin')
+
+
+def task_names(tasks: str) -> list[str]:
+  """Names in a comma-separated list.
+
+  Raises:
+    UserError: an unknown name.
+  """
+  names = [name.strip() for name in tasks.split(',') if name.strip()]
+  for name in names:
+    if name not in TASK_NAMES:
+      raise UserError(
+        f'no task {name!r}', 'config.eval.tasks', f'use some of {", ".join(TASK_NAMES)}'
+      )
+  return names
+
+
+def evaluate(tasks: Sequence[Task], subject: score.Subject) -> tuple[Scores, Scores]:
+  """Runs all tasks.
+
+  Returns:
+    Columns, and per-item records by task.
+  """
+  scores: Scores = {}
+  items: Scores = {}
+  for task in tasks:
+    for key, value in task.run(subject).items():
+      (items if key.endswith('-items') else scores)[key] = value
+  return scores, items
