@@ -1,0 +1,246 @@
+"""The training loop: one optimiser step after another, until done or told to stop.
+
+Knows no data format, model or evaluation: it is handed `batches` and `on_snapshot`.
+
+What makes a kill at any moment harmless: a batch depends on its step alone, training state is saved
+only after its own metrics were seen to be finite, and everything a snapshot writes is keyed by its
+step, so that doing it again writes the same. A run resumed at a snapshot's step takes it again.
+"""
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from sft_jax.train.checkpoint import Checkpoints
+from sft_jax.utils import chips, log
+from sft_jax.utils.errors import Interrupted, UserError
+
+Tree = Any
+StepFn = Callable[[Tree, Tree, Mapping[str, Any]], tuple[Tree, Mapping[str, Any]]]
+
+# Several hosts must stop at the same step, so they ask each other, every so many steps.
+_AGREE_EVERY = 8
+
+
+class StopSignal:
+  """Context in which SIGTERM, SIGINT or a time limit asks for a stop instead of killing.
+
+  A second SIGINT kills. Outside the main thread only the time limit works.
+  """
+
+  def __init__(self, max_seconds: float = 0.0):
+    """Starts the clock; `max_seconds` of 0 is no limit."""
+    self.reason = ''
+    self._deadline = time.monotonic() + max_seconds if max_seconds > 0 else float('inf')
+    self._limit = max_seconds
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> 'StopSignal':
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(
+    self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self.reason = signal.Signals(number).name
+    if number == signal.SIGINT:
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+  @property
+  def requested(self) -> bool:
+    """Whether this process was asked to stop; long evaluations may look too."""
+    if not self.reason and time.monotonic() >= self._deadline:
+      self.reason = f'the time limit of {self._limit:g} s'
+    return bool(self.reason)
+
+
+class OnSnapshot(Protocol):
+  """Evaluates and keeps a state; must do the same again when called again."""
+
+  def __call__(self, state: Tree, step: int, epoch: float) -> None: ...
+
+
+@dataclasses.dataclass
+class _Reporter:
+  """Looks at the metrics of a finished step: stops on non-finite ones, logs the others."""
+
+  log: log.RunLog
+  progress: log.Progress
+  records: Callable[[int], Sequence[str]] | None
+  on_nonfinite: Callable[[int, list[int]], None] | None
+  last_saved: Callable[[], int | None]
+  flops_per_token: float
+
+  def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Waits for step number `step` (from 1) to finish."""
+    values = {name: np.atleast_1d(value) for name, value in jax.device_get(dict(metrics)).items()}
+    bad = np.flatnonzero(values.pop('nonfinite'))
+    if bad.size and self.on_nonfinite is not None:
+      self.on_nonfinite(step, bad.tolist())
+    elif bad.size:
+      self._stop(step)
+    scalars = {name: float(value.mean()) for name, value in values.items()}
+    for name in ('tokens', 'supervised'):
+      scalars[name] = float(values[name].sum())
+    if values['loss'].size > 1:
+      scalars |= {
+        f'{name}/{run}': float(v) for name, value in values.items() for run, v in enumerate(value)
+      }
+    rates = self.progress.update(step, scalars['loss'], scalars['tokens'], scalars['supervised'])
+    if rates and self.flops_per_token:
+      per_chip = rates['tokens-per-s'] * self.flops_per_token / jax.device_count()
+      share = chips.mfu(per_chip, jax.devices()[0].device_kind)
+      rates |= {} if share is None else {'mfu': share}
+    self.log.write(step, {**scalars, **rates, **chips.memory_stats()})
+
+  def _stop(self, step: int) -> None:
+    names = list(self.records(step - 1)) if self.records is not None else []
+    shown = ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
+    saved = self.last_saved()
+    raise UserError(
+      f'loss or gradient is not finite at step {step}',
+      where=shown and f'records of that step: {shown}',
+      how='lower config.train.learning_rate or look at these records; '
+      + (f'the checkpoint of step {saved} is kept' if saved else 'nothing was saved before'),
+    )
+
+
+def train(
+  step_fn: StepFn,
+  base: Tree,
+  state: Tree,
+  batches: Callable[[int], Mapping[str, Any]],
+  *,
+  start_step: int,
+  total_steps: int,
+  run_log: log.RunLog,
+  progress: log.Progress,
+  checkpoints: Checkpoints,
+  stop: StopSignal,
+  snapshot_steps: Mapping[int, float] | None = None,
+  on_snapshot: OnSnapshot | None = None,
+  records: Callable[[int], Sequence[str]] | None = None,
+  on_nonfinite: Callable[[int, list[int]], None] | None = None,
+  traces: Callable[[], int] | None = None,
+  flops_per_token: float = 0.0,
+) -> Tree:
+  """Trains from `start_step` to `total_steps`.
+
+  Args:
+    step_fn: `(base, state, batch) -> (state, metrics)`; may donate the state. Metrics are arrays
+      `[R]` or scalars: `loss`, `tokens`, `supervised`, `nonfinite` and any others to log.
+    base: First argument of `step_fn`.
+    state: State after `start_step` steps.
+    batches: Batch of the step with index 0, 1, …; a pure function of the index.
+    start_step: Number of steps done before.
+    total_steps: Number of steps when finished.
+    run_log: Metrics of later steps than `start_step` are removed from it first.
+    progress: Bar.
+    checkpoints: Says when training state is due; it is also saved at the end and when stopping.
+    stop: Looked at after each step.
+    snapshot_steps: Number of steps done -> epoch, where `on_snapshot` is called. 0 is before
+      training.
+    on_snapshot: Called with the state, which it must not donate. If it raises `Interrupted`, the
+      state is saved first.
+    records: Names of the records in the batch of a step index, for the message about a non-finite
+      step.
+    on_nonfinite: Called with the step and the runs that failed, instead of stopping.
+    traces: How often `step_fn` was traced in this process.
+    flops_per_token: For MFU; 0 = not logged. See `chips.flops_per_token`.
+
+  Returns:
+    The state after `total_steps` steps, saved.
+
+  Raises:
+    Interrupted: asked to stop; the state is saved and starting again continues.
+    UserError: a loss or gradient is not finite; the disk is full.
+    RuntimeError: the step was compiled more than once.
+  """
+  snapshots = snapshot_steps or {}
+  report = _Reporter(run_log, progress, records, on_nonfinite, checkpoints.latest, flops_per_token)
+  run_log.truncate_after(start_step)
+  done = start_step
+  pending: Mapping[str, Any] | None = None
+  shapes: dict[str, str] = {}
+
+  while True:
+    stopping, saving = _agree(stop.requested, done > start_step and checkpoints.due(done), done)
+    saving = saving or done == total_steps
+    if pending is not None and (stopping or saving or done in snapshots):
+      # Nothing is saved or evaluated before its own step is known to be finite.
+      report(done, pending)
+      pending = None
+    if stopping and done < total_steps:
+      checkpoints.save(done, state, wait=True)
+      raise Interrupted(f'stopped by {stop.reason or "another process"} after step {done}')
+    if saving:
+      checkpoints.save(done, state)
+    if done in snapshots and on_snapshot is not None:
+      try:
+        on_snapshot(state, done, snapshots[done])
+      except Interrupted:
+        checkpoints.save(done, state, wait=True)
+        raise
+      progress.pause()
+    if done == total_steps:
+      break
+
+    batch = batches(done)
+    shapes = shapes or _shapes(state, batch)
+    before = shapes if traces is None or traces() <= 1 else None
+    state, metrics = step_fn(base, state, batch)
+    if traces is not None and traces() > 1 and before is not None:
+      raise RuntimeError(f'the step was compiled again: {_difference(shapes, state, batch)}')
+    if pending is not None:
+      # The metrics of the step before, now that the device has its next work.
+      report(done, pending)
+    done, pending = done + 1, metrics
+
+  checkpoints.wait()
+  run_log.flush()
+  return state
+
+
+def _agree(stopping: bool, saving: bool, step: int) -> tuple[bool, bool]:
+  """The same answer on every host: any of them may ask for a stop or a save."""
+  if jax.process_count() == 1:
+    return stopping, saving
+  if step % _AGREE_EVERY:
+    return False, False
+  from jax.experimental import multihost_utils
+
+  asked = multihost_utils.process_allgather(np.array([stopping, saving]))
+  return bool(asked[:, 0].any()), bool(asked[:, 1].any())
+
+
+def _shapes(state: Tree, batch: Tree) -> dict[str, str]:
+  """{path: shape and dtype} of what a step is traced for."""
+  leaves = jax.tree_util.tree_flatten_with_path({'state': state, 'batch': batch})[0]
+  return {
+    jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)} {getattr(leaf, "sharding", "")}'
+    for path, leaf in ((p, leaf) for p, leaf in leaves if hasattr(leaf, 'shape'))
+  }
+
+
+def _difference(first: Mapping[str, str], state: Tree, batch: Tree) -> str:
+  now = _shapes(state, batch)
+  changed = [
+    f'{path} was {first.get(path, "absent")}, now {now.get(path, "absent")}'
+    for path in sorted(first.keys() | now.keys())
+    if first.get(path) != now.get(path)
+  ]
+  return '; '.join(changed) or 'no shape, dtype or sharding changed, so its arguments differ'

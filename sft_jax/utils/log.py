@@ -1,0 +1,303 @@
+"""What a run tells: metrics to files, progress and plain lines to the terminal.
+
+Not for results: rows are written by `results.py`.
+"""
+
+import collections
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from etils import epath
+
+from sft_jax.utils import io
+
+_LOGGER = 'sft_jax'
+# Loggers of libraries that talk at WARNING about what a user cannot mend.
+_CHATTY = ('orbax', 'absl', 'jax._src.xla_bridge', 'datasets', 'transformers', 'tensorflow')
+
+
+class _Lines(logging.Handler):
+  """Prints lines above the progress bar, which it redraws."""
+
+  def __init__(self) -> None:
+    super().__init__()
+    self.bar = ''
+
+  def emit(self, record: logging.LogRecord) -> None:
+    if self.bar:
+      sys.stderr.write('\r\x1b[K')
+      sys.stderr.flush()
+    # Looked up now, not kept: whoever redirects standard output gets the line.
+    stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+    prefix = f'{record.levelname.lower()}: ' if record.levelno >= logging.WARNING else ''
+    print(prefix + record.getMessage(), file=stream, flush=True)
+    if self.bar:
+      sys.stderr.write(self.bar)
+      sys.stderr.flush()
+
+
+def setup_logging(verbosity: int = 0, primary: bool = True) -> None:
+  """Makes `say` print, and libraries quiet.
+
+  Args:
+    verbosity: -1 warnings only; 0 our lines; 1 also what libraries say at INFO.
+    primary: False on all processes but the first, which then print warnings only.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if verbosity < 1 else '0')
+  logger = logging.getLogger(_LOGGER)
+  logger.handlers = [_Lines()]
+  logger.propagate = False
+  logger.setLevel(logging.INFO if primary and verbosity >= 0 else logging.WARNING)
+  for name in _CHATTY:
+    logging.getLogger(name).setLevel(logging.INFO if verbosity > 0 else logging.ERROR)
+
+
+def say(text: str) -> None:
+  """Prints a line for humans on standard output (nothing before `setup_logging`)."""
+  logging.getLogger(_LOGGER).info('%s', text)
+
+
+def warn(text: str) -> None:
+  """Prints a warning on standard error."""
+  logging.getLogger(_LOGGER).warning('%s', text)
+
+
+class RunLog:
+  """`metrics.jsonl` and, beside it, TensorBoard events through clu.
+
+  TensorFlow is imported by the first `write`, not before; where that fails, one warning is printed
+  and `metrics.jsonl` goes on alone.
+  """
+
+  def __init__(self, workdir: epath.PathLike, quiet: bool = False, tensorboard: bool = True):
+    """Opens the log of a run, cutting off a last line that a kill left torn.
+
+    Args:
+      workdir: Directory of the run.
+      quiet: Write nothing (processes other than the first).
+      tensorboard: Whether to write events too.
+    """
+    self.path = epath.Path(workdir) / 'metrics.jsonl'
+    self._workdir, self._quiet = os.fspath(workdir), quiet
+    self._tensorboard = tensorboard and not quiet
+    self._writer: Any = None
+    self._remote: list[str] = []
+    self._flushed = time.monotonic()
+    if quiet:
+      return
+    with io.explain_os_errors(self.path):
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      text = self.path.read_bytes() if self.path.exists() else b''
+    whole = text[: text.rfind(b'\n') + 1]
+    if whole != text:
+      io.write_bytes_atomic(self.path, whole)
+    if io.is_remote(workdir):
+      self._remote = [f'{line}\n' for line in whole.decode().splitlines()]
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Adds one line {'step': step, name: value}; a value that is not finite is null."""
+    if self._quiet:
+      return
+    line = io.to_json({'step': step, **scalars}) + '\n'
+    with io.explain_os_errors(self.path):
+      if io.is_remote(self._workdir):
+        self._remote.append(line)
+        # An object store has no append: the whole file is sent, once a minute.
+        if time.monotonic() - self._flushed > 60:
+          self.flush()
+      else:
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+          # One write call: a kill leaves the line or nothing.
+          os.write(handle, line.encode())
+        finally:
+          os.close(handle)
+    if self._tensorboard and self._writer is None:
+      self._writer = self._open_tensorboard()
+    if self._writer is not None:
+      self._writer.write_scalars(step, {k: float(v) for k, v in scalars.items()})
+
+  def _open_tensorboard(self) -> Any:
+    try:
+      import tensorflow as tf
+      from clu import metric_writers
+
+      # TensorFlow would take the memory of every GPU it sees.
+      tf.config.set_visible_devices([], 'GPU')
+      return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(self._workdir)])
+    except Exception as e:  # whatever a broken installation raises
+      self._tensorboard = False
+      warn(f'no TensorBoard events: {type(e).__name__}: {e}; metrics.jsonl is written all the same')
+      return None
+
+  def truncate_after(self, step: int) -> None:
+    """Removes the lines of later steps: a resumed run writes them again."""
+    if self._quiet or not (self._remote or self.path.exists()):
+      return
+    lines = self._remote or self.path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if self._remote:
+      self._remote = kept
+    if len(kept) != len(lines):
+      io.write_text_atomic(self.path, ''.join(kept))
+
+  def flush(self) -> None:
+    """Sends what is held back."""
+    self._flushed = time.monotonic()
+    if self._remote:
+      io.write_text_atomic(self.path, ''.join(self._remote))
+    if self._writer is not None:
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Flushes and closes; the log cannot be written afterwards."""
+    self.flush()
+    if self._writer is not None:
+      self._writer.close()
+      self._writer = None
+    self._tensorboard = False
+
+
+def _step_of(line: str) -> float:
+  try:
+    return float(json.loads(line)['step'])
+  except (ValueError, KeyError, TypeError):
+    return float('inf')
+
+
+class Progress:
+  """One bar line on a terminal; without one, a plain line every ten seconds.
+
+  Rates are means over the last steps and leave out the first update's wait, which is compilation.
+  NO_COLOR (any value) takes the colour away.
+  """
+
+  def __init__(
+    self,
+    total_steps: int,
+    done: int = 0,
+    stream: TextIO | None = None,
+    quiet: bool = False,
+    every_s: float = 10.0,
+    window: int = 50,
+  ):
+    """Starts at step `done` of `total_steps`.
+
+    Args:
+      total_steps: Number of optimiser steps.
+      done: Steps done before, in a run that continues.
+      stream: Default standard error.
+      quiet: Print nothing; rates are still measured.
+      every_s: Seconds between plain lines.
+      window: Number of steps that rates are a mean of.
+    """
+    self._total, self._done = total_steps, done
+    self._stream = stream or sys.stderr
+    self._quiet, self._every = quiet, every_s
+    self._tty = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    self._colour = self._tty and 'NO_COLOR' not in os.environ
+    self._recent: collections.deque[tuple[float, int, float, float]] = collections.deque(
+      maxlen=window + 1
+    )
+    self._totals = (0.0, 0.0)
+    self._drawn = float('-inf')
+
+  def update(self, step: int, loss: float, tokens: float, supervised: float) -> dict[str, float]:
+    """Tells that `step` steps are done.
+
+    Args:
+      step: Number of finished steps.
+      loss: Loss of that step, mean over supervised tokens.
+      tokens: Tokens of that step that are not padding.
+      supervised: Tokens of that step that carry loss.
+
+    Returns:
+      {'tokens-per-s', 'supervised-tokens-per-s', 'seconds-per-step'}, without rates at first.
+    """
+    now = time.monotonic()
+    self._done = step
+    self._totals = (self._totals[0] + tokens, self._totals[1] + supervised)
+    self._recent.append((now, step, *self._totals))
+    rates = self._rates()
+    last = step >= self._total
+    if self._quiet:
+      return rates
+    if self._tty:
+      if last or now - self._drawn > 0.1:
+        self._drawn = now
+        self._draw(self._bar_line(loss, rates))
+    elif last or now - self._drawn > self._every:
+      self._drawn = now
+      print(self._plain_line(loss, rates), file=self._stream, flush=True)
+    return rates
+
+  def pause(self) -> None:
+    """Forgets the clock: what follows (an evaluation) is no training time."""
+    self._recent.clear()
+
+  def close(self) -> None:
+    """Ends the bar's line."""
+    if self._tty and not self._quiet and self._drawn > float('-inf'):
+      self._draw(None)
+      self._stream.write('\n')
+      self._stream.flush()
+
+  def _rates(self) -> dict[str, float]:
+    (start, first, tokens0, supervised0), (now, last, tokens1, supervised1) = (
+      self._recent[0],
+      self._recent[-1],
+    )
+    seconds = now - start
+    if seconds <= 0 or last <= first:
+      return {}
+    return {
+      'tokens-per-s': (tokens1 - tokens0) / seconds,
+      'supervised-tokens-per-s': (supervised1 - supervised0) / seconds,
+      'seconds-per-step': seconds / (last - first),
+    }
+
+  def _numbers(self, loss: float, rates: Mapping[str, float]) -> list[str]:
+    parts = [f'loss {loss:.4f}']
+    if rates:
+      parts.append(
+        f'{rates["tokens-per-s"]:,.0f} tokens/s'
+        f' ({rates["supervised-tokens-per-s"]:,.0f} supervised)'
+      )
+      left = rates['seconds-per-step'] * (self._total - self._done)
+      parts.append(f'{_clock(left)} left')
+    return parts
+
+  def _plain_line(self, loss: float, rates: Mapping[str, float]) -> str:
+    return ', '.join([f'step {self._done}/{self._total}', *self._numbers(loss, rates)])
+
+  def _bar_line(self, loss: float, rates: Mapping[str, float]) -> str:
+    count = f'{self._done:>{len(str(self._total))}}/{self._total}'
+    tail = '  '.join(self._numbers(loss, rates))
+    columns = shutil.get_terminal_size().columns
+    width = min(30, columns - len(count) - len(tail) - 13)
+    if width < 5:
+      return f'{count}  {tail}'[: columns - 1]
+    full = round(width * self._done / max(self._total, 1))
+    on, off = '━' * full, '─' * (width - full)
+    bar = f'\x1b[32m{on}\x1b[0m\x1b[2m{off}\x1b[0m' if self._colour else on + off
+    return f'train {count} {bar}  {tail}'
+
+  def _draw(self, line: str | None) -> None:
+    if line is not None:
+      self._stream.write(f'\r\x1b[K{line}')
+      self._stream.flush()
+    for handler in logging.getLogger(_LOGGER).handlers:
+      if isinstance(handler, _Lines):
+        handler.bar = line or ''
+
+
+def _clock(seconds: float) -> str:
+  minutes, s = divmod(round(seconds), 60)
+  hours, m = divmod(minutes, 60)
+  return f'{hours}:{m:02d}:{s:02d}' if hours else f'{m}:{s:02d}'
