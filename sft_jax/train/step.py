@@ -1,0 +1,269 @@
+"""One optimiser step as one compiled program, for one full run or a cohort of LoRA runs.
+
+Not for the loop around it: logging, snapshots and checkpoints live in `loop.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sft_jax.models import decoder
+from sft_jax.models.config import ModelConfig
+from sft_jax.train import loss, optimizer
+from sft_jax.train.state import METHODS, TrainState, run_axes
+
+Array = jax.Array
+Tree = dict[str, Any]
+Batch = Mapping[str, Array]
+
+RUNS = 'runs'
+BATCH_AXES = ('data', 'fsdp')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is compiled in. Everything that may differ between runs of a cohort is in `Hypers`.
+
+  Attributes:
+    cfg: The model.
+    method: 'full' or 'lora'.
+    compute_dtype: Dtype of activations and matrix products.
+    remat: A name of `decoder.REMAT_POLICIES`.
+    loss_chunk: Supervised positions of each batch shard whose logits exist at a time.
+    param_rounding: 'nearest' or 'stochastic'; matters for bfloat16 parameters only.
+    use_dropout: Whether the adapter's input is dropped out at `hypers.dropout_rate`.
+    other_trained: False leaves embedding, final norm and head out of the gradient altogether,
+      which `hypers.other_mask` alone does not save.
+    mesh: Devices, or None for one device.
+  """
+
+  cfg: ModelConfig
+  method: str
+  compute_dtype: Any = jnp.bfloat16
+  remat: str = 'none'
+  loss_chunk: int = 512
+  param_rounding: str = 'nearest'
+  use_dropout: bool = False
+  other_trained: bool = True
+  mesh: Mesh | None = None
+
+
+class TrainStep:
+  """`step(base_or_None, state, batch) -> (state, metrics)`; the state is donated.
+
+  Metrics are float32 `[R]`: `loss`, `accuracy` (over supervised tokens, by weight), `tokens`,
+  `supervised`, `grad-norm`, `learning-rate`, `updates-lost`, `nonfinite`.
+
+  Attributes:
+    traces: How often the step was traced. More than 1 in a run is a defect.
+  """
+
+  def __init__(self, settings: Settings, decays: Mapping[str, bool], shardings: Tree | None):
+    self.traces = 0
+    self._settings, self._decays, self._shardings = settings, decays, shardings
+    self._jitted = jax.jit(self._step, donate_argnums=1)
+    self._gradients = jax.jit(self._all_gradients)
+
+  def __call__(self, base: Tree | None, state: TrainState, batch: Batch) -> tuple[TrainState, Tree]:
+    return self._jitted(base, state, batch)
+
+  def lower(self, base: Tree | None, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    """The step, lowered: for memory analysis and for compiling ahead of time."""
+    return self._jitted.lower(base, state, batch)
+
+  @property
+  def executables(self) -> int:
+    """How many programs were compiled for calls of the step."""
+    return self._jitted._cache_size()
+
+  def gradients(self, base: Tree | None, state: TrainState, batch: Batch) -> tuple[Array, Tree]:
+    """Loss `[R]` and the gradient of that loss, float32, shaped like `state.trained`."""
+    sums, grads = self._gradients(base, state, batch)
+    return jnp.atleast_1d(sums['loss']), grads
+
+  def _split(self, batch: Batch) -> tuple[Tree, Array]:
+    """Arrays and number of microbatches; without the run axis for full fine-tuning."""
+    arrays = {k: v for k, v in batch.items() if k != 'micro'}
+    if self._settings.method == 'full':
+      arrays = {k: v.reshape(v.shape[1:]) for k, v in arrays.items()}
+    return arrays, jnp.asarray(batch['micro'], jnp.int32)
+
+  def _all_gradients(self, base, state, batch):
+    return self._over_runs(self._run_gradients)(base, state, *self._split(batch))
+
+  def _over_runs(self, fn):
+    if self._settings.method == 'full':
+      return fn
+
+    def vmapped(base, state, arrays, micro):
+      axes = (None, run_axes(state), 0, None)
+      return jax.vmap(fn, in_axes=axes, axis_name=RUNS)(base, state, arrays, micro)
+
+    return vmapped
+
+  def _step(self, base, state, batch):
+    self.traces += 1  # runs while tracing only
+    arrays, micro = self._split(batch)
+    trained, moments, failed, metrics = self._over_runs(self._run_step)(base, state, arrays, micro)
+    moments = moments._replace(mu=self._pin(moments.mu), nu=self._pin(moments.nu))
+    state = state._replace(
+      # A program whose runs have all failed stays where the last good step left it.
+      step=state.step + jnp.any(~failed).astype(jnp.int32),
+      trained=self._pin(trained),
+      moments=moments,
+      failed=failed,
+    )
+    return state, jax.tree.map(lambda x: jnp.atleast_1d(x).astype(jnp.float32), metrics)
+
+  def _pin(self, tree: Tree) -> Tree:
+    """Keeps a tree shaped like the parameters sharded like them."""
+    if self._shardings is None:
+      return tree
+    return jax.lax.with_sharding_constraint(tree, self._shardings)
+
+  def _run_step(self, base, state: TrainState, arrays, micro):
+    """One run: gradient, then update unless it is finished, has failed or has nothing to learn."""
+    sums, grads = self._run_gradients(base, state, arrays, micro)
+    rounding = jax.random.fold_in(jax.random.key(state.rounding_seed), state.step)
+    running = ~state.failed & (state.step < state.hypers.total_steps)
+    active = running & jnp.isfinite(sums['loss']) & (sums['supervised'] > 0)
+    trained, moments, metrics = optimizer.update(
+      state.hypers,
+      state.step,
+      state.trained,
+      grads,
+      state.moments,
+      decays=self._decays,
+      active=active,
+      rounding=self._settings.param_rounding,
+      rounding_key=rounding,
+    )
+    finite = jnp.isfinite(sums['loss']) & jnp.isfinite(metrics['grad-norm'])
+    nonfinite = running & ~finite
+    metrics = {**sums, **metrics, 'nonfinite': nonfinite}
+    return trained, moments, state.failed | nonfinite, metrics
+
+  def _run_gradients(self, base, state: TrainState, arrays, micro):
+    """Sums over the step and float32 masked gradients of its loss, one run.
+
+    The weight of the whole step is known before its first microbatch, so weights are divided by it
+    at once: microbatches then simply add up, whatever their masks.
+    """
+    targets, weights = loss.targets_and_weights(arrays['tokens'], arrays['loss_weight'])
+    total = weights.sum()
+    arrays = arrays | {'targets': targets, 'weights': weights / jnp.where(total > 0, total, 1.0)}
+    dropout = jax.random.fold_in(jax.random.key(state.dropout_seed), state.step)
+
+    def one(i: Array) -> tuple[tuple[Array, Array], Tree]:
+      part = {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in arrays.items()}
+      fn = lambda trained: self._micro_loss(
+        base, trained, state.hypers, part, jax.random.fold_in(dropout, i)
+      )
+      value, grads = jax.value_and_grad(fn, has_aux=True)(state.trained)
+      return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+    if targets.shape[0] == 1:
+      (mean, correct), grads = one(jnp.int32(0))
+    else:
+      pin = self._pin if self._settings.method == 'full' else (lambda tree: tree)
+
+      def body(i: Array, carry: tuple) -> tuple:
+        (mean, correct), grads = one(i)
+        added = jax.tree.map(jnp.add, carry, (mean, correct, grads))
+        return (*added[:2], pin(added[2]))
+
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trained)
+      start = (jnp.zeros(()), jnp.zeros(()), pin(zeros))
+      mean, correct, grads = jax.lax.fori_loop(0, micro, body, start)
+    sums = {
+      'loss': mean,
+      'accuracy': correct,
+      'tokens': (arrays['segments'] > 0).sum(),
+      'supervised': (weights > 0).sum(),
+    }
+    return sums, optimizer.mask_gradients(state.hypers, grads)
+
+  def _micro_loss(self, base, trained, hypers, part, dropout_key):
+    """Share of the step's loss in one microbatch, and its share of right predictions."""
+    s = self._settings
+    lora = s.method == 'lora'
+    params = base if lora else trained
+    if not lora and not s.other_trained:
+      params = {k: v if k == 'layers' else jax.lax.stop_gradient(v) for k, v in params.items()}
+    shards = _batch_shards(s.mesh, part['tokens'].shape[0])
+    hidden = decoder.forward(
+      s.cfg,
+      params,
+      part['tokens'],
+      part['positions'],
+      part['segments'],
+      adapter=trained if lora else None,
+      lora_scale=hypers.lora_scale if lora else None,
+      dropout_rate=hypers.dropout_rate if s.use_dropout else None,
+      dropout_key=dropout_key if s.use_dropout else None,
+      dtype=s.compute_dtype,
+      remat=s.remat,
+      mesh=s.mesh if shards > 1 else None,
+    )
+    out = loss.cross_entropy(
+      hidden,
+      decoder.head_kernel(params),
+      part['targets'],
+      part['weights'],
+      chunk=s.loss_chunk,
+      train_head=not lora and s.other_trained,
+      shards=shards,
+      runs_axis=RUNS if lora else None,
+    )
+    return out.sum, out.correct
+
+
+def _batch_shards(mesh: Mesh | None, rows: int) -> int:
+  """Number of devices the rows of a microbatch are divided over; 1 when they do not divide."""
+  if mesh is None:
+    return 1
+  size = 1
+  for axis in BATCH_AXES:
+    size *= mesh.shape.get(axis, 1)
+  return size if rows % size == 0 else 1
+
+
+def make_train_step(
+  cfg: ModelConfig,
+  method: str,
+  *,
+  decay_mask: Mapping[str, bool],
+  compute_dtype: Any = jnp.bfloat16,
+  remat: str = 'none',
+  loss_chunk: int = 512,
+  param_rounding: str = 'nearest',
+  use_dropout: bool = False,
+  other_trained: bool = True,
+  mesh: Mesh | None = None,
+  shardings: Tree | None = None,
+) -> TrainStep:
+  """Builds the step; see `Settings` for the arguments that are compiled in.
+
+  Args:
+    decay_mask: From `optimizer.decay_mask`, covering every trained path.
+    shardings: NamedShardings shaped like the trained tree; parameters, moments and accumulated
+      gradients keep them.
+  """
+  if method not in METHODS:
+    raise ValueError(f'method must be one of {METHODS}, not {method!r}')
+  settings = Settings(
+    cfg=cfg,
+    method=method,
+    compute_dtype=compute_dtype,
+    remat=remat,
+    loss_chunk=loss_chunk,
+    param_rounding=param_rounding,
+    use_dropout=use_dropout,
+    other_trained=other_trained,
+    mesh=mesh,
+  )
+  return TrainStep(settings, dict(decay_mask), shardings)
