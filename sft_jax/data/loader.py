@@ -1,0 +1,235 @@
+"""Batches of a cohort's runs: rows, microbatches, device arrays. The only part of data with jax.
+
+A step's batch depends on the step alone, so a resumed run continues with the same batches.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sft_jax.data.pack import FIELDS, fill, layout_rows, round_up
+from sft_jax.data.sampler import Sampler
+from sft_jax.data.tokenize import Example
+from sft_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+  import jax
+
+Batch = dict[str, Any]
+Run = tuple[Sequence[Example], Sampler]
+
+LAYOUTS = ('packed', 'padded')
+ROW_MULTIPLE = 64  # row lengths are multiples of this
+_SHORT_ROW = 512  # packed rows may grow to this length for less padding
+_PROBED_STEPS = 64  # steps a row length is judged by
+
+
+class Loader:
+  """Lays the examples of each optimiser step out into microbatches of rows.
+
+  'packed': the step's examples share rows (first-fit decreasing); the step's loss and the number of
+  steps are those of 'padded', where each row holds one example.
+
+  `row_length=0` chooses for 'packed' the multiple of 64 that computes the fewest tokens on up to 64
+  steps spread over the run, from the longest example to max(512, 1.25 x longest); the shorter of
+  two within 1 %. For 'padded' it is the longest example rounded up to a multiple of 64, or with
+  `pad_multiple` the longest of each step rounded up to that (a few shapes instead of one).
+
+  Rows are spread evenly over the fewest microbatches of at most `rows_per_micro` rows.
+
+  Args:
+    runs: (examples, sampler) of each run. A run past its last step gives zero weights.
+    layout: 'packed' or 'padded'.
+    row_length: Tokens a row, or 0.
+    rows_per_micro: Most rows in a microbatch, over all devices. 0: all rows of a step.
+    row_shards: Rows of a microbatch are made divisible by this (data x fsdp devices) with empty
+      rows.
+    pad_multiple: See above; 'padded' only.
+
+  Raises:
+    UserError: An unknown layout, no examples, or a row length below the longest example.
+  """
+
+  def __init__(
+    self,
+    runs: Sequence[Run],
+    layout: str = 'packed',
+    row_length: int = 0,
+    rows_per_micro: int = 0,
+    row_shards: int = 1,
+    pad_multiple: int = 0,
+  ):
+    if layout not in LAYOUTS:
+      raise UserError(f'unknown layout {layout!r}', how=f'use one of: {", ".join(LAYOUTS)}')
+    for examples, sampler in runs:
+      if sampler.n != len(examples):
+        raise ValueError(f'a sampler of {sampler.n} for {len(examples)} examples')
+    if not runs:
+      raise UserError('no runs to load data for')
+    self.runs, self.layout = list(runs), layout
+    self.row_shards, self.pad_multiple = row_shards, pad_multiple if layout == 'padded' else 0
+    self._lengths = [np.array([len(e) for e in examples]) for examples, _ in self.runs]
+    self._supervised = [
+      np.array([int((e.loss_weight > 0).sum()) for e in examples]) for examples, _ in self.runs
+    ]
+    self.total_steps = max(sampler.total_steps for _, sampler in self.runs)
+    longest = int(max(lengths.max() for lengths in self._lengths))
+    if row_length and row_length < longest:
+      raise UserError(
+        f'rows of {row_length} tokens are shorter than the longest example ({longest})',
+        where='row_length',
+        how=f'use 0 (automatic) or at least {longest}, or a smaller max_length',
+      )
+    self.row_length = row_length or self._choose_row_length(longest, rows_per_micro)
+    self._rows = self._count_rows(range(self.total_steps), self.row_length)
+    self.micros, self.rows_per_micro = self._grid(int(self._rows.max()), rows_per_micro)
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """(runs, microbatches, rows, tokens) of a batch; with `pad_multiple` the longest tokens."""
+    return len(self.runs), self.micros, self.rows_per_micro, self.row_length
+
+  def _grid(self, most_rows: int, limit: int) -> tuple[int, int]:
+    """(microbatches, rows in each) that hold `most_rows`."""
+    if not limit:
+      return 1, round_up(most_rows, self.row_shards)
+    limit = max(self.row_shards, limit // self.row_shards * self.row_shards)
+    micros = math.ceil(most_rows / limit)
+    rows = round_up(math.ceil(most_rows / micros), self.row_shards)
+    return math.ceil(most_rows / rows), rows
+
+  def _count_rows(self, steps: Sequence[int], row_length: int) -> np.ndarray:
+    """int64 [steps]: rows needed by the run that needs most."""
+    counts = np.zeros(len(steps), np.int64)
+    for run, (_, sampler) in enumerate(self.runs):
+      for at, step in enumerate(steps):
+        members = sampler.indices(step)
+        if self.layout == 'padded':
+          used = len(members)
+        else:
+          used = len(layout_rows(self._lengths[run][members], row_length))
+        counts[at] = max(counts[at], used)
+    return counts
+
+  def _choose_row_length(self, longest: int, rows_per_micro: int) -> int:
+    shortest = round_up(longest, ROW_MULTIPLE)
+    if self.layout == 'padded':
+      return round_up(longest, self.pad_multiple) if self.pad_multiple else shortest
+    probes = np.unique(np.linspace(0, self.total_steps - 1, _PROBED_STEPS).astype(np.int64))
+    best, fewest = shortest, math.inf
+    for length in range(shortest, max(_SHORT_ROW, longest + longest // 4) + 1, ROW_MULTIPLE):
+      used = self._count_rows([int(step) for step in probes], length)
+      _, rows = self._grid(int(used.max()), rows_per_micro)
+      computed = int(np.ceil(used / rows).sum()) * rows * length
+      if computed < 0.99 * fewest:
+        best, fewest = length, computed
+    return best
+
+  def step_length(self, step: int) -> int:
+    """Tokens a row in this step."""
+    if not self.pad_multiple:
+      return self.row_length
+    longest = 1
+    for run, (_, sampler) in enumerate(self.runs):
+      longest = max(longest, int(self._lengths[run][sampler.indices(step)].max(initial=1)))
+    return round_up(longest, self.pad_multiple)
+
+  def batch(self, step: int) -> Batch:
+    """The numpy batch of a step: FIELDS [R, M, B, T] and the int32 scalar `micro`."""
+    runs, micros, rows, _ = self.shape
+    length = self.step_length(step)
+    batch: Batch = {
+      name: np.zeros((runs, micros * rows, length), dtype) for name, dtype in FIELDS.items()
+    }
+    used = 0
+    for run, (examples, sampler) in enumerate(self.runs):
+      members = sampler.indices(step)
+      if self.layout == 'padded':
+        layout = [[at] for at in range(len(members))]
+      else:
+        layout = layout_rows(self._lengths[run][members], length)
+      for name, array in fill([examples[i] for i in members], layout, length).items():
+        batch[name][run, : len(layout)] = array
+      used = max(used, len(layout))
+    batch = {name: array.reshape(runs, micros, rows, length) for name, array in batch.items()}
+    batch['micro'] = np.int32(math.ceil(used / rows))
+    return batch
+
+  def sources(self, step: int) -> list[list[str]]:
+    """Where the examples of a step came from, for each run."""
+    return [[examples[i].source for i in s.indices(step)] for examples, s in self.runs]
+
+  def supervised(self, step: int) -> np.ndarray:
+    """int64 [R], tokens with a loss weight in this step."""
+    return self._sum(self._supervised, step)
+
+  def tokens(self, step: int) -> np.ndarray:
+    """int64 [R], tokens of examples in this step."""
+    return self._sum(self._lengths, step)
+
+  def padded(self, step: int) -> np.ndarray:
+    """int64 [R], computed slots that hold no token, in the microbatches in use."""
+    used = math.ceil(self._rows[step] / self.rows_per_micro) if step < len(self._rows) else 0
+    return used * self.rows_per_micro * self.step_length(step) - self.tokens(step)
+
+  def _sum(self, values: Sequence[np.ndarray], step: int) -> np.ndarray:
+    return np.array(
+      [v[s.indices(step)].sum() for v, (_, s) in zip(values, self.runs, strict=True)], np.int64
+    )
+
+  def put(self, batch: Batch, mesh: 'jax.sharding.Mesh') -> Batch:
+    """The batch as global arrays: rows over ('data', 'fsdp'), the rest replicated.
+
+    Every process calls this with the same batch and places only its own rows, so hosts neither
+    train on the same rows nor disagree about shapes.
+    """
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    if self.rows_per_micro % shards:
+      raise UserError(
+        f'{self.rows_per_micro} rows do not divide over {shards} devices (data x fsdp)',
+        where='mesh',
+        how=f'make the loader with row_shards={shards}',
+      )
+    spread = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp'), None))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(array: Any) -> 'jax.Array':
+      array = np.asarray(array)
+      sharding = spread if array.ndim == 4 else whole
+      return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return {name: place(array) for name, array in batch.items()}
+
+
+class Prefetch:
+  """`prefetch(step)` gives a batch and starts the next one in a thread.
+
+  An error while a batch is made is raised by the call that asks for it: it never looks like the end
+  of the data.
+  """
+
+  def __init__(self, make: Callable[[int], Batch], last_step: int):
+    """`make(step)` is called for steps up to and without `last_step` ahead of time."""
+    self._make, self._last = make, last_step
+    self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix='batch')
+    self._ahead: dict[int, Future[Batch]] = {}
+
+  def __call__(self, step: int) -> Batch:
+    future = self._ahead.pop(step, None)
+    for stale in self._ahead.values():
+      stale.cancel()
+    self._ahead.clear()
+    batch = future.result() if future else self._make(step)
+    if step + 1 < self._last:
+      self._ahead[step + 1] = self._pool.submit(self._make, step + 1)
+    return batch
+
+  def close(self) -> None:
+    """Stops the thread."""
+    self._pool.shutdown(wait=True, cancel_futures=True)

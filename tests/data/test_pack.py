@@ -1,0 +1,259 @@
+"""Rows hold every token once; samplers and loaders are pure functions of (seed, step)."""
+
+import jax
+import numpy as np
+import pytest
+
+from sft_jax.data.loader import Loader, Prefetch
+from sft_jax.data.pack import FIELDS, fill, layout_rows
+from sft_jax.data.sampler import Sampler
+from sft_jax.data.tokenize import Example
+from sft_jax.utils.errors import UserError
+
+# Changes only if the order of every run ever made changes.
+PINNED_ORDER = [4, 2, 0, 1, 5, 3]
+
+
+def make(lengths, seed=0):
+  """Examples with random ids (0 among them) and uneven masks."""
+  rng = np.random.default_rng(seed)
+  examples = []
+  for index, length in enumerate(lengths):
+    weight = (rng.random(length) < 0.6).astype(np.float32)
+    weight[0], weight[-1] = 0, 1
+    examples.append(
+      Example(
+        ids=rng.integers(0, 7, length).astype(np.int32),
+        loss_weight=weight,
+        spans=np.zeros(length, np.uint8),
+        source=f'f:{index}',
+        span_bytes={},
+      )
+    )
+  return examples
+
+
+def unpack(batch, run):
+  """(ids, weights) of each example in a batch; checks positions and padding on the way."""
+  found = []
+  shape = batch['tokens'].shape
+  rows = {name: batch[name][run].reshape(-1, shape[-1]) for name in FIELDS}
+  used = int(batch['micro']) * shape[2]
+  for name in FIELDS:
+    assert not rows[name][used:].any(), 'microbatches past `micro` hold nothing'
+  for row in range(used):
+    segments = rows['segments'][row]
+    assert not rows['tokens'][row][segments == 0].any()
+    assert not rows['loss_weight'][row][segments == 0].any()
+    count = segments.max()
+    edges = np.flatnonzero(np.diff(segments, prepend=0))
+    assert len(edges) == count + (segments[-1] == 0 and count > 0), 'segments are contiguous'
+    for segment in range(1, count + 1):
+      (where,) = np.nonzero(segments == segment)
+      assert (np.diff(where) == 1).all()
+      assert (rows['positions'][row][where] == np.arange(len(where))).all()
+      found.append((rows['tokens'][row][where], rows['loss_weight'][row][where]))
+  return found
+
+
+def as_multiset(pairs):
+  return sorted((tuple(ids.tolist()), tuple(weights.tolist())) for ids, weights in pairs)
+
+
+@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('layout', ['packed', 'padded'])
+def test_every_token_exactly_once(seed, layout):
+  """Over an epoch of every run: all examples, whole, with their weights, in the right step."""
+  rng = np.random.default_rng(seed)
+  runs = []
+  for run in range(int(rng.integers(1, 4))):
+    lengths = np.minimum(1 + rng.geometric(1 / rng.integers(5, 60), rng.integers(3, 40)), 300) + 1
+    examples = make(lengths, seed * 10 + run)
+    batch_size, epochs = int(rng.integers(1, 12)), int(rng.integers(1, 3))
+    runs.append((examples, Sampler(len(examples), batch_size, epochs, seed=run)))
+  shards = int(rng.choice([1, 2, 3]))
+  pad_multiple = int(rng.choice([0, 16])) if layout == 'padded' else 0
+  loader = Loader(
+    runs,
+    layout,
+    rows_per_micro=int(rng.integers(0, 6)),
+    row_shards=shards,
+    pad_multiple=pad_multiple,
+  )
+  assert loader.shape[2] % shards == 0
+  for step in range(loader.total_steps + 1):
+    batch = loader.batch(step)
+    length = loader.step_length(step)
+    assert batch['tokens'].shape == (*loader.shape[:3], length)
+    assert {name: batch[name].dtype.type for name in FIELDS} == FIELDS
+    for run, (examples, sampler) in enumerate(runs):
+      members = [examples[i] for i in sampler.indices(step)]
+      expected = [(e.ids, e.loss_weight) for e in members]
+      assert as_multiset(unpack(batch, run)) == as_multiset(expected)
+      assert loader.tokens(step)[run] == (batch['segments'][run] > 0).sum()
+      assert loader.supervised(step)[run] == (batch['loss_weight'][run] > 0).sum()
+      computed = int(batch['micro']) * loader.shape[2] * length
+      assert loader.padded(step)[run] == computed - loader.tokens(step)[run]
+    assert (batch['micro'] == 0) == (step >= loader.total_steps)
+
+
+def test_first_fit_decreasing():
+  assert layout_rows([3, 5, 2, 5, 1], 8) == [[1, 0], [3, 2, 4]]
+  assert layout_rows([4, 4], 4) == [[0], [1]]
+  assert layout_rows([], 4) == []
+  with pytest.raises(ValueError, match='does not fit'):
+    layout_rows([5], 4)
+  with pytest.raises(ValueError, match='overflows'):
+    fill(make([3, 3]), [[0, 1]], 5)
+
+
+def test_packing_does_not_change_the_number_of_steps():
+  examples = make([5] * 33)
+  sampler = Sampler(33, 8, 2)
+  packed = Loader([(examples, sampler)], 'packed')
+  padded = Loader([(examples, sampler)], 'padded')
+  assert packed.total_steps == padded.total_steps == 10
+  assert packed.shape[2] < padded.shape[2]
+
+
+def test_automatic_row_length_keeps_padding_low():
+  rng = np.random.default_rng(0)
+  examples = make(rng.integers(20, 100, 256))
+  sampler = Sampler(256, 32)
+  auto = Loader([(examples, sampler)], rows_per_micro=1)
+  share = sum(auto.padded(s).sum() for s in range(8)) / sum(auto.tokens(s).sum() for s in range(8))
+  assert auto.row_length % 64 == 0 and share < 0.1
+  for length in (128, 256, 320, 512):
+    other = Loader([(examples, sampler)], row_length=length, rows_per_micro=1)
+    other_padding = sum(other.padded(s).sum() for s in range(8))
+    assert sum(auto.padded(s).sum() for s in range(8)) <= other_padding
+  with pytest.raises(UserError, match='shorter than the longest'):
+    Loader([(examples, sampler)], row_length=64)
+
+
+def test_microbatches_are_even():
+  examples = make([64] * 10)
+  loader = Loader([(examples, Sampler(10, 10))], 'padded', rows_per_micro=4)
+  assert loader.shape == (1, 3, 4, 64)
+  loader = Loader([(examples, Sampler(10, 9))], 'padded', rows_per_micro=8)
+  assert loader.shape == (1, 2, 5, 64)
+  assert [int(loader.batch(s)['micro']) for s in (0, 1)] == [2, 1]
+  loader = Loader([(examples, Sampler(10, 3))], 'padded', rows_per_micro=2, row_shards=4)
+  assert loader.shape == (1, 1, 4, 64)
+
+
+def test_run_past_its_end_has_no_weight():
+  short, long = make([5] * 4), make([7] * 12, seed=1)
+  loader = Loader([(short, Sampler(4, 4)), (long, Sampler(12, 4))])
+  last = loader.batch(2)
+  assert not last['loss_weight'][0].any() and not last['segments'][0].any()
+  assert last['loss_weight'][1].any()
+  assert loader.supervised(2)[0] == 0
+
+
+def test_sampler_covers_each_epoch_once():
+  sampler = Sampler(23, 5, epochs=3, seed=7)
+  assert (sampler.steps_per_epoch, sampler.total_steps) == (5, 15)
+  for epoch in range(3):
+    steps = [sampler.indices(epoch * 5 + i) for i in range(5)]
+    assert [len(s) for s in steps] == [5, 5, 5, 5, 3]
+    assert sorted(np.concatenate(steps)) == list(range(23))
+  assert not len(sampler.indices(15))
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+  """The seed is not fixed at 0, epochs differ, and asking out of order changes nothing."""
+  first, second = Sampler(50, 8, 4, seed=3), Sampler(50, 8, 4, seed=3)
+  backwards = [second.indices(s) for s in reversed(range(second.total_steps))][::-1]
+  for step in range(first.total_steps):
+    assert (first.indices(step) == backwards[step]).all()
+  assert (first.order(0) != first.order(1)).any()
+  assert (first.order(0) != Sampler(50, 8, seed=4).order(0)).any()
+  assert Sampler(6, 6, seed=1).order(2).tolist() == PINNED_ORDER
+  assert Sampler(6, 6, shuffle=False).order(2).tolist() == list(range(6))
+
+
+def test_fractions_of_epochs():
+  assert Sampler(30, 1, epochs=0.1).total_steps == 3
+  assert Sampler(30, 4, epochs=0.5).total_steps == 4
+  for bad in ({'n': 0}, {'batch_size': 0}, {'epochs': 0}, {'seed': -1}):
+    with pytest.raises(UserError):
+      Sampler(**{'n': 3, 'batch_size': 1, **bad})
+
+
+def test_put_shards_rows():
+  devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+  mesh = jax.sharding.Mesh(devices, ('data', 'fsdp', 'tensor'))
+  loader = Loader([(make([9] * 8), Sampler(8, 8))], 'padded')
+  batch = loader.batch(0)
+  placed = loader.put(batch, mesh)
+  for name, array in batch.items():
+    assert (np.asarray(placed[name]) == array).all() and placed[name].dtype == array.dtype
+
+
+MESH_SCRIPT = """
+import sys; sys.path.insert(0, {root!r})
+import jax, numpy as np
+from tests.data.test_pack import make
+from sft_jax.data.loader import Loader
+from sft_jax.data.sampler import Sampler
+from sft_jax.utils.errors import UserError
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ('data', 'fsdp', 'tensor'))
+runs = [(make([9] * 6), Sampler(6, 6))]
+loader = Loader(runs, 'padded', row_shards=4)
+batch = loader.batch(0)
+tokens = loader.put(batch, mesh)['tokens']
+assert tokens.shape == (1, 1, 8, 64), tokens.shape
+for shard in tokens.addressable_shards:
+  assert shard.data.shape == (1, 1, 2, 64)
+  assert (np.asarray(shard.data) == batch['tokens'][shard.index]).all()
+starts = {{s.index[2].start for s in tokens.addressable_shards}}
+assert len(starts) == 4, 'four different quarters of the rows'
+try:
+  Loader(runs, 'padded').put(batch, mesh)
+except UserError:
+  print('ok')
+"""
+
+
+def test_put_on_eight_devices():
+  import os
+  import pathlib
+  import subprocess
+  import sys
+
+  root = str(pathlib.Path(__file__).parents[2])
+  env = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+  }
+  script = MESH_SCRIPT.format(root=root)
+  done = subprocess.run(
+    [sys.executable, '-c', script], env=env, capture_output=True, text=True, timeout=120
+  )
+  assert done.stdout.strip() == 'ok', done.stderr
+
+
+def test_prefetch_gives_the_same_and_raises():
+  """An error in the loading thread must not look like the end of the data."""
+
+  def broken(step):
+    if step == 3:
+      raise OSError('disk')
+    return {'step': step}
+
+  prefetch = Prefetch(broken, 10)
+  assert [prefetch(s)['step'] for s in (0, 1, 2)] == [0, 1, 2]
+  with pytest.raises(OSError, match='disk'):
+    prefetch(3)
+  assert prefetch(7)['step'] == 7
+  prefetch.close()
+
+
+def test_bad_loaders():
+  examples = make([5] * 4)
+  with pytest.raises(UserError, match='unknown layout'):
+    Loader([(examples, Sampler(4, 2))], 'ragged')
+  with pytest.raises(ValueError, match='a sampler of 5'):
+    Loader([(examples, Sampler(5, 2))])
