@@ -49,6 +49,7 @@ class GgufCheckpoint(source.Checkpoint):
       for key in ('bos_token_id', 'eos_token_id', 'pad_token_id')
       if key in self.config
     }
+    self.license = str(self._contents.metadata.get('general.license', ''))
     self._entries: dict[str, gguf_format.Entry] = {}
     for raw, entry in self._contents.tensors.items():
       self._entries[_hf_name(raw, path)] = entry

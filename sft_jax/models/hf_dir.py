@@ -6,6 +6,7 @@ file is one clear line. Pickle weights are never opened.
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class HfCheckpoint(source.Checkpoint):
     self.config = read_json(config)
     generation = self._file('generation_config.json')
     self.generation_config = read_json(generation) if generation else {}
+    self.license = self._stated_license()
     self.tensors, self._home = {}, {}
     shards = self._shards()
     for path, named in shards.items():
@@ -135,6 +137,14 @@ class HfCheckpoint(source.Checkpoint):
       str(self._directory),
       f'give a directory with config.json and safetensors weights (weights found: {found})',
     )
+
+  def _stated_license(self) -> str:
+    """`license:` of the YAML head of README.md, if any."""
+    readme = self._file('README.md')
+    text = readme.read_text(encoding='utf-8', errors='replace') if readme else ''
+    head = text[3:].partition('\n---')[0] if text.startswith('---') else ''
+    found = re.search(r'^license:\s*["\']?([\w.-]+)', head, re.MULTILINE)
+    return found[1] if found else ''
 
   def where(self, name: str) -> str:
     return str(self._home.get(name, self._directory))

@@ -6,8 +6,8 @@ from typing import Any
 
 from sft_jax.utils.errors import UserError
 
-# Safe formats and tokenizer files only: nothing pickled is even downloaded.
-PATTERNS = ('*.safetensors', '*.json', '*.model', '*.jinja', 'merges.txt', 'vocab.txt')
+# Weights in a safe format, tokenizer files, the card (for its licence): nothing pickled.
+PATTERNS = ('*.safetensors', '*.json', '*.model', '*.jinja', 'merges.txt', 'README.md')
 
 # HTTP status -> (what, how).
 _ANSWERS = {

@@ -19,7 +19,7 @@ from sft_jax.utils.errors import UserError
 
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
 
-_HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?')
+HUB_ID = r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?'
 # Files up to this size are hashed whole; larger ones by evenly spaced blocks.
 _WHOLE_HASH_BYTES = 256 << 20
 _HASH_BLOCKS, _HASH_BLOCK_BYTES = 256, 64 << 10
@@ -42,6 +42,7 @@ class Checkpoint(abc.ABC):
     generation_config: Raw Hugging Face-style generation config, possibly empty.
     tensors: Every tensor of the checkpoint by its Hugging Face name.
     files: The files that hold weights and config.
+    license: Identifier as the source states it, or ''.
   """
 
   name: str
@@ -49,6 +50,7 @@ class Checkpoint(abc.ABC):
   generation_config: dict[str, Any]
   tensors: Mapping[str, TensorInfo]
   files: tuple[Path, ...]
+  license: str = ''
 
   @abc.abstractmethod
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -124,7 +126,7 @@ def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Check
     return open_local(local, path)
   _refuse_pickle(local)
   looks_local = path.startswith(('/', '.', '~')) or path.endswith('.gguf')
-  if looks_local or not _HUB_ID.fullmatch(path):
+  if looks_local or not re.fullmatch(HUB_ID, path):
     raise UserError(
       f'no such file or directory: {path}',
       'config.model.path',

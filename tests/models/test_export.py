@@ -1,0 +1,289 @@
+"""Export: transformers and PEFT, reloading what we wrote, compute what we compute."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.models import decoder, export, families, hf, lora, peft, source
+from sft_jax.models.config import ModelConfig
+from sft_jax.utils import trees
+from sft_jax.utils.errors import UserError
+from tests.models.conftest import make_mesh, one_device_mesh
+
+ALPHA, RANK = 16.0, 4
+CARD = {'datasets': ['tatsu-lab/alpaca'], 'license': 'mit', 'learning rate': 1e-4, 'a|b': 'c|d'}
+
+
+def our_logits(cfg, params, tokens, **kwargs):
+  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).astype(np.int32)
+  with jax.default_matmul_precision('highest'):
+    hidden = decoder.forward(
+      cfg, params, tokens, positions, np.ones_like(tokens), dtype=jnp.float32, **kwargs
+    )
+    return np.asarray(hidden @ decoder.head_kernel(params).astype(jnp.float32))
+
+
+def torch_logits(model, tokens):
+  import torch
+
+  with torch.no_grad():
+    return model.eval()(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+
+
+def some_tokens(cfg, rows=2, length=17):
+  return np.random.default_rng(0).integers(0, cfg.vocab_size, (rows, length), np.int32)
+
+
+def open_model(directory, mesh=None):
+  ckpt = source.resolve(str(directory))
+  cfg = ModelConfig.from_hf(ckpt.config)
+  return ckpt, cfg, hf.load_params(ckpt, cfg, mesh or one_device_mesh())
+
+
+def changed(params, seed=1):
+  """Parameters that no file holds: every leaf moved a little."""
+  keys = jax.random.split(jax.random.key(seed), len(trees.flatten(params)))
+  return trees.unflatten(
+    {
+      path: leaf + 0.05 * jax.random.normal(key, leaf.shape)
+      for key, (path, leaf) in zip(keys, trees.flatten(params).items(), strict=True)
+    }
+  )
+
+
+def an_adapter(cfg, targets='all-linear', rank=RANK, seed=2):
+  modules = lora.match_targets(cfg, targets)
+  adapter = lora.one_run(lora.init_adapter(cfg, modules, [rank], [seed]), 0)
+  keys = jax.random.split(jax.random.key(seed), len(jax.tree.leaves(adapter)))
+  leaves, structure = jax.tree.flatten(adapter)
+  leaves = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+  return jax.tree.unflatten(structure, leaves)
+
+
+def peft_model(base_dir, adapter_dir):
+  pytest.importorskip('torch')
+  peft_library = pytest.importorskip('peft')
+  import transformers
+
+  base = transformers.LlamaForCausalLM.from_pretrained(base_dir)
+  return peft_library.PeftModel.from_pretrained(base, str(adapter_dir))
+
+
+@pytest.mark.parametrize('fixture', ['tiny_llama_dir', 'tiny_tied_dir'])
+def test_loaded_logits_are_those_of_transformers(fixture, request):
+  pytest.importorskip('torch')
+  import transformers
+
+  directory = request.getfixturevalue(fixture)
+  _, cfg, params = open_model(directory)
+  tokens = some_tokens(cfg)
+  want = torch_logits(transformers.LlamaForCausalLM.from_pretrained(directory), tokens)
+  np.testing.assert_allclose(our_logits(cfg, params, tokens), want, atol=1e-4)
+
+
+@pytest.mark.parametrize('fixture', ['tiny_llama_dir', 'tiny_tied_dir'])
+@pytest.mark.parametrize('max_shard_bytes', [export.MAX_SHARD_BYTES, 100_000])
+def test_exported_model_reloads_in_transformers(fixture, max_shard_bytes, request, tmp_path):
+  pytest.importorskip('torch')
+  import transformers
+
+  ckpt, cfg, params = open_model(request.getfixturevalue(fixture))
+  params, tokens, out = changed(params), some_tokens(cfg), tmp_path / 'out'
+  export.export_hf(out, cfg, params, ckpt, 'float32', max_shard_bytes, CARD, stop_ids=[7])
+  sharded = (out / 'model.safetensors.index.json').exists()
+  assert sharded == (max_shard_bytes < 1e9)
+  model = transformers.AutoModelForCausalLM.from_pretrained(out)
+  np.testing.assert_allclose(
+    our_logits(cfg, params, tokens), torch_logits(model, tokens), atol=1e-4
+  )
+  text = 'Seven 77\n\n  你好 <|end|>'
+  reloaded = transformers.AutoTokenizer.from_pretrained(out)
+  assert reloaded(text).input_ids == ckpt.tokenizer()(text).input_ids
+  assert reloaded.chat_template == ckpt.tokenizer().chat_template
+  assert set(model.generation_config.eos_token_id) == {1, 2, 7}
+  # What we exported, we read again to the bit.
+  _, _, again = open_model(out)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_stored_dtype(dtype, tiny_llama_dir, tmp_path):
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  export.export_hf(tmp_path / 'out', cfg, params, ckpt, dtype)
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert config['torch_dtype'] == config['dtype'] == dtype
+  stored = source.resolve(str(tmp_path / 'out'))
+  assert {info.dtype for info in stored.tensors.values()} == {
+    {'bfloat16': 'BF16', 'float16': 'F16'}[dtype]
+  }
+  from safetensors import safe_open
+
+  with safe_open(tmp_path / 'out' / 'model.safetensors', framework='numpy') as f:
+    assert f.metadata() == {'format': 'pt'}
+
+
+def test_export_does_not_depend_on_the_mesh(tiny_llama_dir, tmp_path):
+  if jax.device_count() < 8:
+    pytest.skip('needs 8 devices')
+  for name, mesh in (('one', one_device_mesh()), ('eight', make_mesh(2, 2, 2))):
+    ckpt, cfg, params = open_model(tiny_llama_dir, mesh)
+    export.export_hf(tmp_path / name, cfg, params, ckpt)
+  one, eight = (tmp_path / name / 'model.safetensors' for name in ('one', 'eight'))
+  assert one.read_bytes() == eight.read_bytes()
+
+
+def test_card(tiny_llama_dir, tmp_path):
+  yaml = pytest.importorskip('yaml')
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  export.export_hf(tmp_path / 'out', cfg, params, ckpt, card={**CARD, 'base_model': 'org/name'})
+  _, head, body = (tmp_path / 'out' / 'README.md').read_text().split('---\n', 2)
+  assert yaml.safe_load(head) == {
+    'base_model': 'org/name',
+    'datasets': ['tatsu-lab/alpaca'],
+    'license': 'mit',
+    'library_name': 'transformers',
+    'pipeline_tag': 'text-generation',
+    'tags': ['sft'],
+  }
+  assert '| learning rate | 0.0001 |' in body and 'c\\|d' in body
+  assert source.resolve(str(tmp_path / 'out')).license == 'mit'
+
+
+def test_nothing_half_written(tiny_llama_dir, tmp_path, monkeypatch):
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  export.export_hf(tmp_path / 'out', cfg, params, ckpt)
+  before = (tmp_path / 'out' / 'model.safetensors').read_bytes()
+
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(export, 'write_tokenizer', full)
+  for name in ('out', 'other'):
+    with pytest.raises(UserError, match='disk is full'):
+      export.export_hf(tmp_path / name, cfg, changed(params), ckpt)
+  assert os.listdir(tmp_path) == ['out'], 'no scratch directory stays, no new export appears'
+  assert (tmp_path / 'out' / 'model.safetensors').read_bytes() == before
+  monkeypatch.undo()
+  export.export_hf(tmp_path / 'out', cfg, changed(params), ckpt)  # an old export is replaced
+  assert (tmp_path / 'out' / 'model.safetensors').read_bytes() != before
+
+
+def test_refusals(tiny_llama_dir, tmp_path):
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  (tmp_path / 'thesis').mkdir()
+  (tmp_path / 'thesis' / 'chapter1.tex').touch()
+  with pytest.raises(UserError, match='holds other files'):
+    export.export_hf(tmp_path / 'thesis', cfg, params, ckpt)
+  assert (tmp_path / 'thesis' / 'chapter1.tex').exists()
+  with pytest.raises(UserError, match="unknown dtype 'int8'"):
+    export.export_hf(tmp_path / 'out', cfg, params, ckpt, 'int8')
+  params['final_norm']['scale'] = params['final_norm']['scale'] * 1e6
+  with pytest.raises(UserError, match=r'model\.norm\.weight does not fit float16'):
+    export.export_hf(tmp_path / 'out', cfg, params, ckpt, 'float16')
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('targets', ['all-linear', 'q_proj,v_proj'])
+def test_adapter_reloads_in_peft(targets, tiny_llama_dir, tmp_path):
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  adapter = an_adapter(cfg, targets)
+  export_args = {'alpha': ALPHA, 'dropout': 0.05, 'base_name': str(tiny_llama_dir), 'ckpt': ckpt}
+  peft.export_peft(tmp_path / 'out', cfg, adapter, RANK, **export_args)
+  model = peft_model(tiny_llama_dir, tmp_path / 'out')
+  tokens, scale = some_tokens(cfg), jnp.full(cfg.num_layers, ALPHA / RANK)
+  ours = our_logits(cfg, params, tokens, adapter=adapter, lora_scale=scale)
+  assert np.abs(ours - our_logits(cfg, params, tokens)).max() > 0.1, 'the adapter does something'
+  np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=1e-4)
+  # Merged export and PEFT's own merge agree as well.
+  merged = lora.merge(params, adapter, scale)
+  np.testing.assert_allclose(
+    our_logits(cfg, merged, tokens), torch_logits(model.merge_and_unload(), tokens), atol=1e-4
+  )
+  back = peft.import_peft(tmp_path / 'out', cfg)
+  jax.tree.map(np.testing.assert_array_equal, back.adapter, adapter)
+  assert (back.rank, back.alpha, back.scale, back.dropout) == (RANK, ALPHA, ALPHA / RANK, 0.05)
+  assert back.modules == lora.match_targets(cfg, targets)
+
+
+def test_padded_rank_is_cut(tiny_llama_dir, tmp_path):
+  _, cfg, _ = open_model(tiny_llama_dir)
+  cohort = lora.init_adapter(cfg, lora.match_targets(cfg, 'q_proj'), [2, RANK], [0, 1])
+  narrow = lora.one_run(cohort, 0)
+  peft.export_peft(tmp_path / 'out', cfg, narrow, 2, ALPHA)
+  back = peft.import_peft(tmp_path / 'out', cfg)
+  np.testing.assert_array_equal(
+    back.adapter['layers']['attn']['q']['lora_a'], narrow['layers']['attn']['q']['lora_a'][..., :2]
+  )
+  full = an_adapter(cfg, 'q_proj')
+  with pytest.raises(ValueError, match='beyond rank 2 are not zero'):
+    peft.export_peft(tmp_path / 'out', cfg, full, 2, ALPHA)
+
+
+def test_adapter_made_by_peft_is_read(tiny_llama_dir, tmp_path):
+  torch = pytest.importorskip('torch')
+  peft_library = pytest.importorskip('peft')
+  import transformers
+
+  config = peft_library.LoraConfig(
+    r=RANK, lora_alpha=8, target_modules=['o_proj', 'down_proj'], use_rslora=True,
+    init_lora_weights=False, layers_to_transform=[0, 2], task_type='CAUSAL_LM',
+  )  # fmt: skip
+  torch.manual_seed(0)
+  base = transformers.LlamaForCausalLM.from_pretrained(tiny_llama_dir)
+  model = peft_library.get_peft_model(base, config)
+  model.save_pretrained(tmp_path / 'out')
+  _, cfg, params = open_model(tiny_llama_dir)
+  back = peft.import_peft(tmp_path / 'out', cfg)
+  assert back.scale == 8 / RANK**0.5
+  tokens = some_tokens(cfg)
+  ours = our_logits(
+    cfg,
+    params,
+    tokens,
+    adapter=jax.tree.map(jnp.asarray, back.adapter),
+    lora_scale=jnp.full(cfg.num_layers, back.scale),
+  )
+  np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=1e-4)
+
+
+def edit_config(directory, **changes):
+  path = directory / 'adapter_config.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (lambda d: edit_config(d, use_dora=True), 'use_dora=True is not implemented'),
+    (lambda d: edit_config(d, peft_type='IA3'), "adapter of type 'IA3'"),
+    (lambda d: edit_config(d, r='many'), 'malformed field'),
+    (lambda d: edit_config(d, r=RANK + 1), 'has shape .* not '),
+    (lambda d: (d / 'adapter_config.json').write_text('{'), 'not readable as JSON'),
+    (lambda d: (d / 'adapter_model.safetensors').unlink(), 'no PEFT adapter'),
+    (lambda d: os.truncate(d / 'adapter_model.safetensors', 5000), 'truncated safetensors'),
+  ],
+)
+def test_bad_adapters(damage, message, tiny_llama_dir, tmp_path):
+  _, cfg, _ = open_model(tiny_llama_dir)
+  peft.export_peft(tmp_path / 'out', cfg, an_adapter(cfg, 'q_proj'), RANK, ALPHA)
+  damage(tmp_path / 'out')
+  with pytest.raises(UserError, match=message):
+    peft.import_peft(tmp_path / 'out', cfg)
+
+
+def test_module_names():
+  cfg = ModelConfig('LlamaForCausalLM', 8, 4, 6, 1, 2, 1, 2, 16, 1e-5, 1e4, True)
+  assert peft.peft_modules(cfg) == {
+    'q_proj': 'layers/attn/q',
+    'k_proj': 'layers/attn/k',
+    'v_proj': 'layers/attn/v',
+    'o_proj': 'layers/attn/o',
+    'gate_proj': 'layers/mlp/gate',
+    'up_proj': 'layers/mlp/up',
+    'down_proj': 'layers/mlp/down',
+  }
+  assert 'head/kernel' not in families.shapes(cfg)
