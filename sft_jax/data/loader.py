@@ -44,7 +44,9 @@ class Loader:
     runs: (examples, sampler) of each run. A run past its last step gives zero weights.
     layout: 'packed' or 'padded'.
     row_length: Tokens a row, or 0.
-    rows_per_micro: Most rows in a microbatch, over all devices. 0: all rows of a step.
+    rows_per_micro: Most rows in a microbatch, over all devices. 0: see the next.
+    tokens_per_micro: Most tokens in a microbatch, over all devices (at least a row each). 0: all
+      rows of a step.
     row_shards: Rows of a microbatch are made divisible by this (data x fsdp devices) with empty
       rows.
     pad_multiple: See above; 'padded' only.
@@ -59,6 +61,7 @@ class Loader:
     layout: str = 'packed',
     row_length: int = 0,
     rows_per_micro: int = 0,
+    tokens_per_micro: int = 0,
     row_shards: int = 1,
     pad_multiple: int = 0,
   ):
@@ -83,9 +86,10 @@ class Loader:
         where='row_length',
         how=f'use 0 (automatic) or at least {longest}, or a smaller max_length',
       )
-    self.row_length = row_length or self._choose_row_length(longest, rows_per_micro)
+    self._limits = rows_per_micro, tokens_per_micro
+    self.row_length = row_length or self._choose_row_length(longest)
     self._rows = self._count_rows(range(self.total_steps), self.row_length)
-    self.micros, self.rows_per_micro = self._grid(int(self._rows.max()), rows_per_micro)
+    self.micros, self.rows_per_micro = self._grid(int(self._rows.max()), self.row_length)
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
@@ -114,7 +118,7 @@ class Loader:
         counts[at] = max(counts[at], used)
     return counts
 
-  def _choose_row_length(self, longest: int, rows_per_micro: int) -> int:
+  def _choose_row_length(self, longest: int) -> int:
     shortest = round_up(longest, ROW_MULTIPLE)
     if self.layout == 'padded':
       return round_up(longest, self.pad_multiple) if self.pad_multiple else shortest
@@ -122,7 +126,7 @@ class Loader:
     best, fewest = shortest, math.inf
     for length in range(shortest, max(_SHORT_ROW, longest + longest // 4) + 1, ROW_MULTIPLE):
       used = self._count_rows([int(step) for step in probes], length)
-      _, rows = self._grid(int(used.max()), rows_per_micro)
+      _, rows = self._grid(int(used.max()), length)
       computed = int(np.ceil(used / rows).sum()) * rows * length
       if computed < 0.99 * fewest:
         best, fewest = length, computed
