@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   config.data.loss_on = 'response'  # response | all
   config.data.heldout_share = 0.1  # Share held out by content hash, for perplexity.
   config.data.heldout_max = 256  # At most this many held-out records; 0 keeps all.
-  config.data.bench_files = ()  # Benchmark files to search the training data for.
+  config.data.bench_files = ''  # Comma-separated benchmark files to search the training data for.
 
   config.train = ConfigDict()
   config.train.method = 'full'  # full | lora
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
   config.train.snapshot_at = 'every:1'  # every:EPOCHS | EPOCH,EPOCH,… (fractions allowed) | sSTEP,…
   config.train.param_dtype = 'float32'  # float32 (master copy) | bfloat16
   config.train.compute_dtype = 'auto'  # auto: bfloat16 on GPU and TPU, float32 on CPU.
-  config.train.rounding = 'nearest'  # nearest | stochastic (needed for bfloat16 parameters)
+  config.train.param_rounding = 'nearest'  # nearest | stochastic (needed for bfloat16 parameters)
   config.train.allow_lost_updates = False  # Permit bfloat16 parameters rounded to nearest.
   config.train.seeds = ConfigDict()
   config.train.seeds.data = 42  # Order of examples and choice of data.size records.
@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
   config.eval = ConfigDict()
   config.eval.tasks = 'perplexity'  # Comma-separated: perplexity, builtin.
   config.eval.limit = 0  # Items of each task; 0 takes all.
+  config.eval.train_limit = 128  # Training examples scored under the base (ppl-train); 0 for none.
   config.eval.samples = 0  # Held-out prompts answered by the base and by each snapshot.
   config.eval.max_new_tokens = 96
   config.eval.tokens_per_batch = 4096
@@ -88,8 +89,8 @@ def get_config() -> ConfigDict:
   config.mesh.data = 1  # Replicas of the parameters; -1 fills.
   config.mesh.fsdp = -1  # Devices that share one copy; -1 fills.
   config.mesh.tensor = 1  # Devices that split each matrix.
+  config.mesh.allow_idle = False  # Run on the CPU though a GPU or TPU is present.
 
   config.max_seconds = 0.0  # Save and exit with status 3 after this long; 0 never.
-  config.allow_idle_accelerator = False  # Run on the CPU though an accelerator is present.
   config.cache_dir = ''  # Models and compiled programs; '' is $SFT_JAX_CACHE or ~/.cache/sft_jax.
   return config

@@ -66,7 +66,7 @@ FACTORS: dict[str, Factor] = {
   'compute_dtype': Factor(
     'train.compute_dtype', 'compute-dtype', 'static', ('float32', 'bfloat16')
   ),
-  'rounding': Factor('train.rounding', 'rounding', 'static', ('nearest', 'stochastic')),
+  'rounding': Factor('train.param_rounding', 'param-rounding', 'static', ('nearest', 'stochastic')),
   'seed_data': Factor('train.seeds.data', 'seed-data', 'run', low=0),
   'seed_init': Factor('train.seeds.init', 'seed-init', 'run', low=0),
   'seed_dropout': Factor('train.seeds.dropout', 'seed-dropout', 'run', low=0),

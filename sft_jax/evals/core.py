@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sft_jax.data import tokenize
+from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
 from sft_jax.evals import score
 from sft_jax.evals.tasks import builtin_short
@@ -62,6 +63,19 @@ class Writer:
     )
     return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in out]
 
+  def samples(self, subject: score.Subject, records: Sequence[Record]) -> list[dict[str, str]]:
+    """Question, reference and answer for conversations of one turn."""
+    prompts = [[dict(message) for message in record.messages[:-1]] for record in records]
+    answers = self.answer(subject, prompts)
+    return [
+      {
+        'prompt': prompt[-1]['content'],
+        'reference': record.messages[-1]['content'],
+        'answer': answer,
+      }
+      for prompt, record, answer in zip(prompts, records, answers, strict=True)
+    ]
+
 
 class BuiltinShort:
   """Exact match on the built-in short and maths questions."""
@@ -98,15 +112,9 @@ def task_names(tasks: str) -> list[str]:
   return names
 
 
-def evaluate(tasks: Sequence[Task], subject: score.Subject) -> tuple[Scores, Scores]:
-  """Runs all tasks.
-
-  Returns:
-    Columns, and per-item records by task.
-  """
-  scores: Scores = {}
-  items: Scores = {}
-  for task in tasks:
-    for key, value in task.run(subject).items():
-      (items if key.endswith('-items') else scores)[key] = value
-  return scores, items
+def evaluate(task: Task, subject: score.Subject) -> tuple[Scores, Scores]:
+  """Runs one task; returns its columns, and its per-item records by name."""
+  columns, items = {}, {}
+  for key, value in task.run(subject).items():
+    (items if key.endswith('-items') else columns)[key] = value
+  return columns, items

@@ -1,0 +1,150 @@
+"""What a run starts from: its model and its data, resolved, tokenised and audited.
+
+Nothing here writes into a workdir: bad input is refused before one exists.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_jax import spec as spec_lib
+from sft_jax.data import audit, datasets, tokenize
+from sft_jax.data.formats import Record
+from sft_jax.data.tokenize import Example
+from sft_jax.models import source
+from sft_jax.models.config import ModelConfig
+from sft_jax.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A pretrained model before its weights are read.
+
+  Attributes:
+    checkpoint: Where its files are.
+    cfg: Sizes and switches.
+    tokenizer: A fast transformers tokenizer.
+    name: Short name, for the table.
+  """
+
+  checkpoint: source.Checkpoint
+  cfg: ModelConfig
+  tokenizer: Any
+  name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The tokenised data of a run.
+
+  Attributes:
+    train: Examples to train on.
+    heldout: Examples held out by content hash.
+    heldout_records: The records behind them, as far as they are conversations.
+    audit: Report on all of it.
+    name: Short name, for the table.
+    fingerprint: Hash of all token ids and loss weights.
+  """
+
+  train: list[Example]
+  heldout: list[Example]
+  heldout_records: list[Record]
+  audit: audit.Audit
+  name: str
+  fingerprint: str
+
+
+def load_model(path: str, cache_dir: str, max_length: int) -> Model:
+  """Resolves a model and checks that its parts fit each other.
+
+  Raises:
+    UserError: nothing usable at `path`, or parts that do not fit.
+  """
+  checkpoint = source.resolve(path, cache_dir or None)
+  cfg = ModelConfig.from_hf(checkpoint.config, str(checkpoint.files[0]))
+  if max_length > cfg.max_positions:
+    raise UserError(
+      f'{max_length} tokens are more than the {cfg.max_positions} positions of the model',
+      'config.train.max_length',
+      f'give at most {cfg.max_positions}',
+    )
+  tokenizer = checkpoint.tokenizer()
+  tokenize.check_vocab(tokenizer, cfg.vocab_size)
+  return Model(checkpoint, cfg, tokenizer, _short_name(path))
+
+
+def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]) -> Data:
+  """Reads, splits, tokenises and audits the data of a run.
+
+  Raises:
+    UserError: see `data/formats.py`, `data/tokenize.py`; nothing to learn from.
+  """
+  for path in bench_files:
+    if not Path(path).is_file():
+      raise UserError(f'no such file: {path}', 'config.data.bench_files', 'give existing files')
+  loaded = datasets.load_records(
+    name=spec.data_name or None,
+    path=spec.data_path or None,
+    fmt=spec.data_format,
+    size=spec.data_size,
+    seed=spec.seed_data,
+    heldout_share=spec.heldout_share,
+    heldout_max=spec.heldout_max,
+  )
+  options = (tokenizer, spec.template, spec.loss_on, spec.max_length, spec.too_long)
+  train, dropped = tokenize.encode_all(loaded.train, *options)
+  heldout, _ = tokenize.encode_all(loaded.heldout, *options)
+  report = audit.audit(
+    loaded.train,
+    train,
+    dropped,
+    heldout=loaded.heldout,
+    bench_files=bench_files,
+    tokenizer=tokenizer,
+    template=spec.template,
+  )
+  report.check()
+  held = {example.source for example in heldout}
+  return Data(
+    train=train,
+    heldout=heldout,
+    heldout_records=[r for r in loaded.heldout if r.messages and r.source in held],
+    audit=report,
+    name=spec.data_name or _short_name(spec.data_path),
+    fingerprint=_fingerprint([*train, *heldout]),
+  )
+
+
+def contents(model: Model, data: Data, template: str) -> spec_lib.Contents:
+  """Hashes of everything the factors of a run point to."""
+  tokenizer = model.tokenizer
+  if template == 'chat':
+    text = str(tokenizer.chat_template)
+  else:
+    text = tokenize.TEMPLATES[template]
+  digest = lambda content: hashlib.sha256(content.encode()).hexdigest()[:16]
+  return spec_lib.Contents(
+    base=model.checkpoint.fingerprint()[:16],
+    tokenizer=digest(tokenizer.backend_tokenizer.to_str()),
+    template=digest(text),
+    data=data.fingerprint,
+  )
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+  digest = hashlib.sha256()
+  for example in examples:
+    digest.update(len(example).to_bytes(8, 'little'))
+    digest.update(example.ids.tobytes())
+    digest.update(example.loss_weight.tobytes())
+  return digest.hexdigest()[:16]
+
+
+def _short_name(path: str) -> str:
+  """'org/Name@rev' -> 'Name'; 'wheel:pkg==1.0' -> 'pkg'; 'dir/file.jsonl' -> 'file'."""
+  name = path.rstrip('/').rpartition(':')[2].rpartition('/')[2].split('==')[0].split('@')[0]
+  for suffix in ('.gz', '.jsonl', '.json', '.csv', '.parquet', '.gguf'):
+    name = name.removesuffix(suffix)
+  return name or path

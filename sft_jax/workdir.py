@@ -1,0 +1,158 @@
+"""What a run leaves in its workdir, and how it is recognised there when it starts again.
+
+Files: `config.json` (resolved config, factors, identity, provenance), `audit.json`,
+`metrics.jsonl`, TensorBoard events, `checkpoints/`, `weights/`, `rows.jsonl`, `layers.jsonl`,
+`samples/`, `export/`, and `done.json` once all is finished.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from sft_jax import spec as spec_lib
+from sft_jax.results import ROW_KEY, Row
+from sft_jax.utils import io
+from sft_jax.utils.errors import UserError
+
+# Packages whose versions can change numbers.
+_RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'tokenizers')
+
+
+class Workdir:
+  """The directory of one run. Only the first process writes."""
+
+  def __init__(self, path: str):
+    """Touches nothing yet."""
+    self.path = epath.Path(path)
+    self._writes = jax.process_index() == 0
+
+  def check(self, spec: spec_lib.RunSpec, run_id: str) -> None:
+    """Refuses a workdir that belongs to another run.
+
+    Raises:
+      UserError: naming the factors that differ.
+    """
+    config = self.path / 'config.json'
+    if not config.exists():
+      return
+    held = io.read_json(config)
+    if not isinstance(held, dict) or 'run-id' not in held:
+      raise UserError('not a run', str(config), 'choose another --workdir')
+    if held['run-id'] == run_id:
+      return
+    factors, before = spec.factors(), held['factors']
+    changed = [
+      f'{spec_lib.FACTORS[f].key} was {before.get(f)!r}, is {factors.get(f)!r}'
+      for f in spec_lib.FACTORS
+      if before.get(f) != factors.get(f)
+    ]
+    raise UserError(
+      f'this workdir holds another run: {"; ".join(changed) or "the data or model has changed"}',
+      str(self.path),
+      'choose another --workdir, or undo the change',
+    )
+
+  def claim(
+    self, config: Any, spec: spec_lib.RunSpec, contents: spec_lib.Contents, run_id: str
+  ) -> None:
+    """Makes the directory and writes `config.json`.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if not self._writes:
+      return
+    io.require_writable(self.path)
+    self._write(
+      'config.json',
+      {
+        'run-id': run_id,
+        'config': config.to_dict(),
+        'factors': spec.factors(),
+        'contents': dataclasses.asdict(contents),
+        'numerics-version': spec_lib.NUMERICS_VERSION,
+        'provenance': _provenance(),
+      },
+    )
+
+  def rows(self) -> list[Row]:
+    """Rows written so far, by step."""
+    path = self.path / 'rows.jsonl'
+    return sorted(io.read_jsonl(path), key=lambda r: r['step']) if path.exists() else []
+
+  def put_row(self, row: Row) -> None:
+    """Adds a row, or writes the same again."""
+    if self._writes:
+      io.upsert_jsonl(self.path / 'rows.jsonl', [row], ROW_KEY)
+
+  def put_layers(self, record: dict[str, Any]) -> None:
+    """Adds the weight change of one snapshot."""
+    if self._writes:
+      io.upsert_jsonl(self.path / 'layers.jsonl', [record], ROW_KEY)
+
+  def put_items(self, step: int, name: str, items: list[dict[str, Any]]) -> None:
+    """Writes per-item records or samples of one snapshot."""
+    text = ''.join(f'{io.to_json(item)}\n' for item in items)
+    if self._writes:
+      (self.path / 'samples').mkdir(parents=True, exist_ok=True)
+      io.write_text_atomic(self.path / 'samples' / f'{name}-{step}.jsonl', text)
+
+  def items(self, step: int, name: str) -> list[dict[str, Any]]:
+    """What `put_items` wrote; [] if nothing."""
+    path = self.path / 'samples' / f'{name}-{step}.jsonl'
+    return io.read_jsonl(path) if path.exists() else []
+
+  def put_json(self, name: str, value: Any) -> None:
+    """Writes one JSON file."""
+    if self._writes:
+      self._write(name, value)
+
+  def finished(self) -> bool:
+    """Whether the run is complete."""
+    return (self.path / 'done.json').exists()
+
+  def finish(self, steps: int) -> None:
+    """Marks the run complete; nothing is written after this."""
+    if self._writes:
+      self._write('done.json', {'steps': steps})
+
+  def _write(self, name: str, value: Any) -> None:
+    io.write_json_atomic(self.path / name, value)
+
+
+def _provenance() -> dict[str, Any]:
+  """Versions and machine; recorded, and no part of a run's identity."""
+  versions = {}
+  for package in _RECORDED:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return {
+    'versions': versions | {'python': platform.python_version()},
+    'git-commit': _git_commit(),
+    'devices': sorted({d.device_kind for d in jax.devices()}),
+    'device-count': jax.device_count(),
+    'processes': jax.process_count(),
+    'xla-flags': os.environ.get('XLA_FLAGS', ''),
+  }
+
+
+def _git_commit() -> str:
+  """Commit of the checkout this code runs from, '+' if it has changes; '' outside of one."""
+  here = Path(__file__).resolve().parent
+  git = ['git', '-C', str(here)]
+  try:
+    call = lambda *args: subprocess.run(
+      [*git, *args], capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()
+    return call('rev-parse', 'HEAD') + ('+' if call('status', '--porcelain', '-uno') else '')
+  except (OSError, subprocess.SubprocessError):
+    return ''
