@@ -5,10 +5,11 @@ latest suffices), `weights/<step>` what an evaluation or export needs. Orbax wri
 asynchronously; one that was not committed is never read. Not for leaving sft_jax: `models/hf.py`.
 """
 
+import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,12 +68,9 @@ class Checkpoints:
     with io.explain_os_errors(root):
       for directory in (self._state_dir, self._weights_dir):
         self._check(directory)
-      self._state = _manager(self._state_dir, keep=keep)
-      self._weights = (
-        None
-        if weights == 'none'
-        else _manager(self._weights_dir, keep={'all': None}.get(weights, 1), best=weights == 'best')
-      )
+      self._state = _manager(self._state_dir, lambda steps: steps[-keep:])
+      self._scores = _scores(self._weights_dir)
+      self._weights = None if weights == 'none' else _manager(self._weights_dir, self._kept_weights)
 
   def _check(self, directory: epath.Path) -> None:
     """Removes uncommitted checkpoints and refuses another run's."""
@@ -94,14 +92,13 @@ class Checkpoints:
         )
 
   def due(self, step: int) -> bool:
-    """Whether training state should be saved after `step` steps."""
-    if self._every_steps and step % self._every_steps == 0:
-      return True
-    return bool(self._every_seconds) and self.seconds_since_save() >= self._every_seconds
+    """Whether training state should be saved after `step` steps, whatever the time."""
+    return bool(self._every_steps) and step % self._every_steps == 0
 
-  def seconds_since_save(self) -> float:
-    """Seconds since training state was last saved by this process, or since it started."""
-    return time.monotonic() - self._saved_at
+  def overdue(self) -> bool:
+    """Whether the last save (or the start of this process) is too long ago."""
+    passed = time.monotonic() - self._saved_at
+    return bool(self._every_seconds) and passed >= self._every_seconds
 
   def latest(self) -> int | None:
     """Step of the latest complete training state, or None."""
@@ -162,9 +159,10 @@ class Checkpoints:
     # latest was kept or dropped then.
     if manager is None or step <= (-1 if (last := manager.latest_step()) is None else last):
       return
-    metrics = {} if score is None else {'score': float(score)}
+    if score is not None and not math.isnan(score):
+      self._scores[step] = float(score)
     with io.explain_os_errors(self._weights_dir):
-      manager.save(step, args=self._args(step, weights, score), metrics=metrics or None)
+      manager.save(step, args=self._args(step, weights, self._scores.get(step)))
 
   def restore_weights(self, step: int, abstract: Any) -> Any:
     """Restores the weights of a snapshot into the shardings of `abstract`.
@@ -186,12 +184,17 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """The kept step of the lowest score (the latest of equals); None without scores."""
-    scores = {}
-    for step in self.weights_steps():
-      meta = _metadata(self._weights_dir / str(step))
-      if meta and meta['score'] is not None:
-        scores[step] = meta['score']
-    return min(scores, key=lambda step: (scores[step], -step)) if scores else None
+    return self._best(self.weights_steps())
+
+  def _best(self, steps: Sequence[int]) -> int | None:
+    scored = [step for step in steps if step in self._scores]
+    return min(scored, key=lambda step: (self._scores[step], -step)) if scored else None
+
+  def _kept_weights(self, steps: Sequence[int]) -> Sequence[int | None]:
+    """Which of `steps`, in order, stay when one was added."""
+    if self._policy == 'all':
+      return steps
+    return [*steps[-1:], *([self._best(steps)] if self._policy == 'best' else [])]
 
   def delete_state(self) -> None:
     """Deletes all training state: a finished run needs none."""
@@ -227,39 +230,39 @@ class Checkpoints:
     )
 
 
-def _manager(directory: epath.Path, keep: int | None, best: bool = False) -> Any:
+@dataclasses.dataclass
+class _Keep:
+  """Orbax preservation policy: after a save is committed, `choose(steps)` stay."""
+
+  choose: Callable[[Sequence[int]], Sequence[int | None]]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    del context
+    kept = self.choose([info.step for info in checkpoints])
+    return [info.step in kept for info in checkpoints]
+
+
+def _manager(directory: epath.Path, choose: Callable[[Sequence[int]], Sequence[int | None]]) -> Any:
   # Imported here: orbax takes a second.
   import orbax.checkpoint as ocp
-  from orbax.checkpoint import checkpoint_managers as policies
+  from orbax.checkpoint import checkpoint_managers
 
-  preserve: Any = policies.PreserveAll() if keep is None else policies.LatestN(keep)
-  if best:
-    preserve = policies.AnyPreservationPolicy(
-      [
-        preserve,
-        policies.BestN(
-          get_metric_fn=_goodness,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        ),
-      ]
-    )
   return ocp.CheckpointManager(
     directory,
     options=ocp.CheckpointManagerOptions(
-      preservation_policy=preserve,
+      preservation_policy=_Keep(choose),
       # Every call means it: the loop decides when.
-      save_decision_policy=policies.FixedIntervalPolicy(1),
+      save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
       enable_async_checkpointing=True,
       cleanup_tmp_directories=True,
     ),
   )
 
 
-def _goodness(metrics: Any) -> float:
-  """Higher is better; weights without a score, or with one that is no number, come last."""
-  score = (metrics or {}).get('score', math.inf)
-  return -math.inf if math.isnan(score) else -score
+def _scores(directory: epath.Path) -> dict[int, float]:
+  """{step: score} of the weights that are kept."""
+  metas = [_metadata(path) for path in directory.glob('*')] if directory.exists() else []
+  return {m['step']: m['score'] for m in metas if m is not None and m['score'] is not None}
 
 
 def _metadata(path: epath.Path) -> dict[str, Any] | None:

@@ -78,7 +78,7 @@ class OnSnapshot(Protocol):
 class _Reporter:
   """Looks at the metrics of a finished step: stops on non-finite ones, logs the others."""
 
-  log: log.RunLog
+  run_log: log.RunLog
   progress: log.Progress
   records: Callable[[int], Sequence[str]] | None
   on_nonfinite: Callable[[int, list[int]], None] | None
@@ -105,7 +105,7 @@ class _Reporter:
       per_chip = rates['tokens-per-s'] * self.flops_per_token / jax.device_count()
       share = chips.mfu(per_chip, jax.devices()[0].device_kind)
       rates |= {} if share is None else {'mfu': share}
-    self.log.write(step, {**scalars, **rates, **chips.memory_stats()})
+    self.run_log.write(step, {**scalars, **rates, **chips.memory_stats()})
 
   def _stop(self, step: int) -> None:
     names = list(self.records(step - 1)) if self.records is not None else []
@@ -178,8 +178,8 @@ def train(
   shapes: dict[str, str] = {}
 
   while True:
-    stopping, saving = _agree(stop.requested, done > start_step and checkpoints.due(done), done)
-    saving = saving or done == total_steps
+    stopping, overdue = _agree(stop.requested, checkpoints.overdue(), done)
+    saving = done > start_step and (overdue or checkpoints.due(done) or done == total_steps)
     if pending is not None and (stopping or saving or done in snapshots):
       # Nothing is saved or evaluated before its own step is known to be finite.
       report(done, pending)
@@ -201,10 +201,11 @@ def train(
 
     batch = batches(done)
     shapes = shapes or _shapes(state, batch)
-    before = shapes if traces is None or traces() <= 1 else None
-    state, metrics = step_fn(base, state, batch)
-    if traces is not None and traces() > 1 and before is not None:
-      raise RuntimeError(f'the step was compiled again: {_difference(shapes, state, batch)}')
+    given = state
+    state, metrics = step_fn(base, given, batch)
+    if traces is not None and traces() > 1:
+      raise RuntimeError(f'the step was compiled again: {_difference(shapes, given, batch)}')
+    del given  # or a step that does not donate would hold two states
     if pending is not None:
       # The metrics of the step before, now that the device has its next work.
       report(done, pending)

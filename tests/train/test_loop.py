@@ -1,0 +1,266 @@
+"""The loop: whatever stops it, going on gives the same bits as never having stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax.train import loop
+from sft_jax.train.checkpoint import Checkpoints
+from sft_jax.utils.errors import Interrupted, UserError
+from tests.conftest import REPOSITORY
+from tests.train import toy
+
+
+def assert_equal(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def losses(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [(row['step'], row['loss']) for row in map(json.loads, lines)]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """An uninterrupted run: its workdir and last state."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, jax.device_get(toy.run(workdir))
+
+
+def test_metrics_of_every_step(whole):
+  workdir, _ = whole
+  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['step'] for row in rows] == list(range(1, toy.TOTAL + 1))
+  state = jax.device_get(toy.init())
+  want = [float(((state['trained']['w'] - toy.batch(0)['x']) ** 2).mean())]
+  assert rows[0]['loss'] == pytest.approx(want[0], rel=1e-6)
+  assert rows[-1]['tokens-per-s'] == pytest.approx(2 * rows[-1]['supervised-tokens-per-s'])
+  assert rows[-1]['host-bytes-peak'] >= rows[-1]['host-bytes'] > 1e6
+
+
+def test_metrics_are_fetched_one_step_late():
+  events = []
+
+  class Late:
+    def __init__(self, step):
+      self.step = step
+
+    def __array__(self, dtype=None, copy=None):
+      events.append(f'read {self.step}')
+      return np.zeros(1)
+
+  def step_fn(base, state, batch):
+    events.append(f'dispatch {state + 1}')
+    late = {name: Late(state + 1) for name in ('loss',)}
+    return state + 1, {'tokens': 1.0, 'supervised': 1.0, 'nonfinite': False, **late}
+
+  class Quiet:
+    def __getattr__(self, name):
+      return lambda *args, **kwargs: {} if name == 'update' else None
+
+  class NoSaves(Quiet):
+    due = overdue = lambda *args: False
+
+  loop.train(
+    step_fn,
+    None,
+    0,
+    lambda step: {},
+    start_step=0,
+    total_steps=3,
+    run_log=Quiet(),
+    progress=Quiet(),
+    checkpoints=NoSaves(),
+    stop=loop.StopSignal(),
+  )
+  order = [event for i, event in enumerate(events) if event not in events[:i]]
+  assert order == ['dispatch 1', 'dispatch 2', 'read 1', 'dispatch 3', 'read 2', 'read 3']
+
+
+@pytest.mark.parametrize('after', range(toy.TOTAL))
+def test_stop_at_each_step_and_resume(whole, tmp_path, after):
+  reference, want = whole
+  with pytest.raises(Interrupted, match=f'after step {after}'):
+    toy.run(tmp_path, toy.Stop(after))
+  assert_equal(toy.run(tmp_path), want)
+  assert (tmp_path / 'rows.jsonl').read_bytes() == (reference / 'rows.jsonl').read_bytes()
+  assert losses(tmp_path) == losses(reference)
+
+
+def test_a_finished_run_stays_as_it_is(whole, tmp_path):
+  _, want = whole
+  toy.run(tmp_path)
+  seen = []
+  assert_equal(toy.run(tmp_path, on_step=seen.append), want)
+  assert seen == []
+
+
+def victim(workdir):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'tests.train.toy', str(workdir)],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  )
+
+
+def test_kill_nine_at_random_moments(tmp_path):
+  big = 1 << 18
+  reference = tmp_path / 'whole'
+  want = jax.device_get(toy.run(reference, size=big))
+  rng = random.Random(0)
+  steps_at_kill, torn = [], 0
+  for _ in range(5):
+    process = victim(tmp_path / 'killed')
+    # After a random step of this life, then a moment that may fall into a save or a snapshot.
+    last = 0
+    for _ in range(rng.randrange(2, 5)):
+      last = int(process.stdout.readline() or toy.TOTAL)
+    time.sleep(rng.random() * 0.05)
+    process.kill()
+    process.communicate()
+    steps_at_kill.append(last)
+    names = os.listdir(tmp_path / 'killed' / 'checkpoints')
+    torn += sum(not name.isdigit() for name in names)
+  assert steps_at_kill == sorted(steps_at_kill), 'it did not continue'
+  print(f'killed at steps {steps_at_kill}; {torn} saves were torn')
+  assert_equal(jax.device_get(toy.run(tmp_path / 'killed', size=big, save_every=1)), want)
+  for name in ('rows.jsonl',):
+    assert (tmp_path / 'killed' / name).read_bytes() == (reference / name).read_bytes()
+  assert losses(tmp_path / 'killed') == losses(reference)
+  # What is on disk, moments too, is what the uninterrupted run has on disk.
+  stored = []
+  for workdir in (reference, tmp_path / 'killed'):
+    checkpoints = Checkpoints(workdir, 'toy', weights='best')
+    stored.append(checkpoints.restore(toy.abstract(toy.init(big))))
+    stored[-1] += (checkpoints.weights_steps(), checkpoints.best_step())
+    checkpoints.close()
+  assert stored[0][0] == stored[1][0] == toy.TOTAL
+  assert_equal(stored[0][1], stored[1][1])
+  assert stored[0][2:] == stored[1][2:]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_interrupts(whole, tmp_path, number):
+  _, want = whole
+  before = signal.getsignal(number)
+
+  def on_step(step):
+    if step == 4:
+      os.kill(os.getpid(), number)
+
+  with pytest.raises(Interrupted, match=f'{number.name} after step 5'):
+    toy.run(tmp_path, save_every=0, on_step=on_step)
+  assert signal.getsignal(number) == before
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['5']
+  assert_equal(toy.run(tmp_path), want)
+
+
+def test_second_sigint_kills(tmp_path):
+  code = (
+    'import os, signal\n'
+    'from sft_jax.train import loop\n'
+    'with loop.StopSignal() as stop:\n'
+    '  os.kill(os.getpid(), signal.SIGINT)\n'
+    '  assert stop.requested\n'
+    '  print("alive", flush=True)\n'
+    '  os.kill(os.getpid(), signal.SIGINT)\n'
+    '  print("still alive")\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+  )
+  assert done.stdout == 'alive\n' and done.returncode == -signal.SIGINT
+
+
+def test_time_limit(tmp_path):
+  with pytest.raises(Interrupted, match=r'time limit of 0.01 s'):
+    toy.run(tmp_path, loop.StopSignal(max_seconds=0.01), on_step=lambda step: time.sleep(0.02))
+  assert loop.StopSignal(max_seconds=0).requested is False
+
+
+def test_interrupted_snapshot_saves_first(whole, tmp_path, monkeypatch):
+  _, want = whole
+  original = Checkpoints.save_weights
+
+  def save_weights(self, step, *rest):
+    if step == 8:
+      raise Interrupted('in the middle of an evaluation')
+    original(self, step, *rest)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, 'save_weights', save_weights)
+    with pytest.raises(Interrupted, match='evaluation'):
+      toy.run(tmp_path, save_every=0)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['8']
+  seen = []
+  assert_equal(toy.run(tmp_path, on_step=seen.append), want)
+  assert seen[0] == 8
+
+
+def test_nonfinite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+  records = lambda index: [f'data.jsonl:{10 * index + i}' for i in range(10)]
+  with pytest.raises(UserError) as error:
+    # Step index 8 is step number 9, at which a checkpoint is due.
+    toy.run(tmp_path, step=toy.Step(fail_at=8), records=records)
+  message = str(error.value)
+  assert 'not finite at step 9' in message
+  assert 'data.jsonl:80' in message and 'data.jsonl:87 and 2 more' in message
+  assert 'checkpoint of step 6 is kept' in message
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['6']
+  assert [row[0] for row in losses(tmp_path)] == list(range(1, 9))
+
+
+def test_nonfinite_may_be_handled(tmp_path):
+  seen = []
+  toy.run(
+    tmp_path,
+    step=toy.Step(fail_at=4),
+    on_nonfinite=lambda step, runs: seen.append((step, runs)),
+  )
+  assert seen == [(5, [0])]
+
+
+def test_a_second_trace_is_refused_by_name(tmp_path):
+  step = toy.Step()
+  # The same step object meets another shape: what a ragged last batch would do.
+  step(None, toy.init(32), toy.batch(0, 32))
+  with pytest.raises(RuntimeError, match='compiled again'):
+    toy.run(tmp_path, step=step)
+
+
+def test_the_cause_of_a_second_trace_is_named(tmp_path, monkeypatch):
+  original = toy.batch
+
+  def ragged(step, size=64):
+    return original(step, 1 if step == 2 else size)
+
+  monkeypatch.setattr(toy, 'batch', ragged)
+  with (
+    pytest.raises(RuntimeError, match=r"\['batch'\]\['x'\] was float32\[64\].* now float32\[1\]"),
+    jax.numpy_rank_promotion('allow'),
+  ):
+    toy.run(tmp_path)
+
+
+def test_metrics_of_several_runs(tmp_path):
+  class Two(toy.Step):
+    def _step(self, base, state, batch):
+      state, metrics = super()._step(base, state, batch)
+      return state, {k: jnp.concatenate([v, 3 * v]) for k, v in metrics.items()}
+
+  toy.run(tmp_path, step=Two())
+  row = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[0])
+  assert row['loss/1'] == pytest.approx(3 * row['loss/0'])
+  assert row['loss'] == pytest.approx(2 * row['loss/0'])
+  assert row['tokens'] == 256
