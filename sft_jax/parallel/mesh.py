@@ -18,6 +18,8 @@ from sft_jax.utils.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 
+# Environment variables set on TPU machines (jax itself sets others, such as TPU_ML_PLATFORM).
+_TPU_MACHINE = ('TPU_ACCELERATOR_TYPE', 'TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES', 'TPU_NAME')
 # Environment variables by which a launcher says how many processes make one program.
 _PROCESS_COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
@@ -130,9 +132,10 @@ def init_distributed(timeout_s: int = 300) -> None:
 
 
 def _tpu_nodes(dev: str) -> list[str]:
-  """Device files of TPU chips. vfio alone may be any passed-through card."""
+  """Device files of TPU chips."""
   nodes = glob.glob(f'{dev}/accel[0-9]*') + glob.glob(f'{dev}/accel/accel[0-9]*')
-  if any(name.startswith('TPU_') for name in os.environ):
+  # Newer TPUs lie behind vfio, but so does any passed-through card: a TPU's machine says so too.
+  if any(name in os.environ for name in _TPU_MACHINE):
     nodes += glob.glob(f'{dev}/vfio/[0-9]*')
   return nodes
 

@@ -4,6 +4,7 @@ Not for results: rows are written by `results.py`.
 """
 
 import collections
+import concurrent.futures
 import json
 import logging
 import os
@@ -71,8 +72,8 @@ def warn(text: str) -> None:
 class RunLog:
   """`metrics.jsonl` and, beside it, TensorBoard events through clu.
 
-  TensorFlow is imported by the first `write`, not before; where that fails, one warning is printed
-  and `metrics.jsonl` goes on alone.
+  The first `write` starts a thread that imports TensorFlow (seconds) and writes the events, so that
+  no step waits for it; where that fails, one warning is printed and `metrics.jsonl` goes on alone.
   """
 
   def __init__(self, workdir: epath.PathLike, quiet: bool = False, tensorboard: bool = True):
@@ -87,6 +88,7 @@ class RunLog:
     self._workdir, self._quiet = os.fspath(workdir), quiet
     self._tensorboard = tensorboard and not quiet
     self._writer: Any = None
+    self._events: concurrent.futures.Executor | None = None
     self._remote: list[str] = []
     self._flushed = time.monotonic()
     if quiet:
@@ -118,23 +120,25 @@ class RunLog:
           os.write(handle, line.encode())
         finally:
           os.close(handle)
-    if self._tensorboard and self._writer is None:
-      self._writer = self._open_tensorboard()
-    if self._writer is not None:
-      self._writer.write_scalars(step, {k: float(v) for k, v in scalars.items()})
+    if self._tensorboard:
+      self._events = self._events or concurrent.futures.ThreadPoolExecutor(1, 'tensorboard')
+      self._events.submit(self._write_event, step, {k: float(v) for k, v in scalars.items()})
 
-  def _open_tensorboard(self) -> Any:
+  def _write_event(self, step: int, scalars: dict[str, float]) -> None:
+    if not self._tensorboard:
+      return
     try:
-      import tensorflow as tf
-      from clu import metric_writers
+      if self._writer is None:
+        import tensorflow as tf
+        from clu import metric_writers
 
-      # TensorFlow would take the memory of every GPU it sees.
-      tf.config.set_visible_devices([], 'GPU')
-      return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(self._workdir)])
+        # TensorFlow would take the memory of every GPU it sees.
+        tf.config.set_visible_devices([], 'GPU')
+        self._writer = metric_writers.SummaryWriter(self._workdir)
+      self._writer.write_scalars(step, scalars)
     except Exception as e:  # whatever a broken installation raises
       self._tensorboard = False
       warn(f'no TensorBoard events: {type(e).__name__}: {e}; metrics.jsonl is written all the same')
-      return None
 
   def truncate_after(self, step: int) -> None:
     """Removes the lines of later steps: a resumed run writes them again."""
@@ -148,16 +152,16 @@ class RunLog:
       io.write_text_atomic(self.path, ''.join(kept))
 
   def flush(self) -> None:
-    """Sends what is held back."""
+    """Sends what is held back for an object store."""
     self._flushed = time.monotonic()
     if self._remote:
       io.write_text_atomic(self.path, ''.join(self._remote))
-    if self._writer is not None:
-      self._writer.flush()
 
   def close(self) -> None:
-    """Flushes and closes; the log cannot be written afterwards."""
+    """Writes what is held back and closes; the log cannot be written afterwards."""
     self.flush()
+    if self._events is not None:
+      self._events.shutdown(wait=True)
     if self._writer is not None:
       self._writer.close()
       self._writer = None
