@@ -1,9 +1,36 @@
-"""Raw records of public datasets to conversations."""
+"""Raw records of public data sets to conversations. Not for reading files: see `readers.py`."""
 
 import dataclasses
 import functools
 import hashlib
 import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sft_jax.data.readers import read_raw
+from sft_jax.utils.errors import UserError
+
+Message = dict[str, str]
+
+ROLES = {
+  'system': 'system',
+  'developer': 'system',
+  'human': 'user',
+  'user': 'user',
+  'prompter': 'user',
+  'gpt': 'assistant',
+  'chatgpt': 'assistant',
+  'bard': 'assistant',
+  'bing': 'assistant',
+  'assistant': 'assistant',
+  'model': 'assistant',
+  'tool': 'tool',
+  'function': 'tool',
+  'observation': 'tool',
+  'ipython': 'tool',
+}
+
+EMPTY = 'empty response'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +45,7 @@ class Record:
     problem: Why it cannot be trained on (such as an empty response), else ''.
   """
 
-  messages: tuple[dict[str, str], ...]
+  messages: tuple[Message, ...]
   source: str
   text: str = ''
   split: str = ''
@@ -30,6 +57,278 @@ class Record:
     parts = [f'{m["role"]}\x1f{_even(m["content"])}' for m in self.messages] or [_even(self.text)]
     return hashlib.sha256('\x1e'.join(parts).encode('utf-8')).hexdigest()[:32]
 
+  @property
+  def contents(self) -> tuple[str, ...]:
+    """The texts of the record."""
+    return tuple(m['content'] for m in self.messages) or (self.text,)
+
 
 def _even(text: str) -> str:
   return ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
+
+
+class _Bad(Exception):
+  """A field that is missing or of the wrong type."""
+
+
+def _text(raw: Mapping[str, Any], *names: str, default: str | None = None) -> str:
+  """The first of the named fields that is there. None counts as absent when there is a default."""
+  for name in names:
+    if name in raw and not (raw[name] is None and default is not None):
+      return _as_text(raw[name], name)
+  if default is None:
+    raise _Bad(f'field {names[0]!r} is missing')
+  return default
+
+
+def _as_text(value: Any, name: str) -> str:
+  if not isinstance(value, str):
+    raise _Bad(f'field {name!r} is {_kind(value)}, not text')
+  return value
+
+
+def _kind(value: Any) -> str:
+  return 'null' if value is None else f'a {type(value).__name__}'
+
+
+def _system(raw: Mapping[str, Any]) -> list[Message]:
+  system = raw.get('system')
+  return [_say('system', system)] if isinstance(system, str) and system.strip() else []
+
+
+def _say(role: str, content: str) -> Message:
+  return {'role': role, 'content': content}
+
+
+def _alpaca(raw: Mapping[str, Any]) -> list[Message]:
+  messages = _system(raw)
+  for turn in raw.get('history') or ():
+    if not isinstance(turn, list | tuple) or len(turn) != 2:
+      raise _Bad("field 'history' is not a list of [question, answer]")
+    messages.append(_say('user', _as_text(turn[0], 'history')))
+    messages.append(_say('assistant', _as_text(turn[1], 'history')))
+  asked = _text(raw, 'instruction')
+  extra = _text(raw, 'input', 'context', default='')
+  messages.append(_say('user', f'{asked}\n{extra}' if extra.strip() else asked))
+  messages.append(_say('assistant', _text(raw, 'output', 'response')))
+  return messages
+
+
+def _turns(
+  value: Any, name: str, role_keys: Sequence[str], text_keys: Sequence[str]
+) -> list[Message]:
+  """A list of {role, content}, a dict of lists (as TFDS gives it), or alternating texts."""
+  if isinstance(value, Mapping):
+    columns = {key: list(column) for key, column in value.items() if isinstance(column, list)}
+    value = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+  if not isinstance(value, list | tuple):
+    raise _Bad(f'field {name!r} is {_kind(value)}, not a list')
+  messages = []
+  for index, turn in enumerate(value):
+    if isinstance(turn, str):
+      messages.append(_say('assistant' if index % 2 else 'user', turn))
+      continue
+    if not isinstance(turn, Mapping):
+      raise _Bad(f'{name}[{index}] is {_kind(turn)}, not an object')
+    role = _text(turn, *role_keys)
+    if role.lower() not in ROLES:
+      raise _Bad(f'{name}[{index}] has the unknown role {role!r} (known: {", ".join(ROLES)})')
+    messages.append(_say(ROLES[role.lower()], _content(turn, f'{name}[{index}]', text_keys)))
+  return messages
+
+
+def _content(turn: Mapping[str, Any], name: str, text_keys: Sequence[str]) -> str:
+  """Text, or a list of {'type': 'text', 'text': …} parts."""
+  parts = next((turn[key] for key in text_keys if key in turn), None)
+  if not isinstance(parts, list):
+    try:
+      return _text(turn, *text_keys)
+    except _Bad as error:
+      raise _Bad(f'{name}: {error}') from error
+  if not all(isinstance(p, Mapping) and p.get('type', 'text') == 'text' for p in parts):
+    raise _Bad(f'{name} holds something other than text')
+  return ''.join(_text(part, 'text') for part in parts)
+
+
+def _messages(raw: Mapping[str, Any]) -> list[Message]:
+  return _turns(raw['messages'], 'messages', ('role', 'from'), ('content', 'value'))
+
+
+def _sharegpt(raw: Mapping[str, Any]) -> list[Message]:
+  name = 'conversations' if 'conversations' in raw else 'conversation'
+  return _system(raw) + _turns(raw[name], name, ('from', 'role'), ('value', 'content'))
+
+
+def _prompt_completion(raw: Mapping[str, Any]) -> list[Message]:
+  messages: list[Message] = []
+  for name, role in (('prompt', 'user'), ('completion', 'assistant')):
+    if isinstance(raw[name], list):
+      messages += _turns(raw[name], name, ('role', 'from'), ('content', 'value'))
+    else:
+      messages.append(_say(role, _text(raw, name)))
+  return messages
+
+
+def _question_answer(raw: Mapping[str, Any]) -> list[Message]:
+  context = _text(raw, 'passage', 'context', default='')
+  asked = _text(raw, 'question')
+  return [
+    _say('user', f'{context}\n{asked}' if context.strip() else asked),
+    _say('assistant', _answer(raw)),
+  ]
+
+
+def _answer(raw: Mapping[str, Any]) -> str:
+  """Text, first of a list, yes or no, number, 'value' or 'text' of an object, or the choice."""
+  if 'choices' in raw and 'answerKey' in raw:
+    choices = raw['choices']
+    if not isinstance(choices, Mapping) or raw['answerKey'] not in choices.get('label', ()):
+      raise _Bad("field 'answerKey' names no label of 'choices'")
+    return _as_text(choices['text'][choices['label'].index(raw['answerKey'])], 'choices')
+  name = next((n for n in ('answer', 'answers', 'label') if n in raw), 'answer')
+  value = raw.get(name)
+  if isinstance(value, Mapping):
+    value = next((value[key] for key in ('value', 'text', 'answer') if key in value), None)
+  if isinstance(value, list | tuple):
+    value = value[0] if value else ''
+  if isinstance(value, Mapping):
+    value = value.get('text')
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, int | float):
+    return str(value)
+  return _as_text(value, name)
+
+
+def _plain_text(raw: Mapping[str, Any]) -> str:
+  return _text(raw, 'text')
+
+
+# name: (any of these sets of keys tells it, what a record looks like, conversion); first match.
+FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], str, Callable[..., Any]]] = {
+  'messages': ((('messages',),), 'messages[{role, content}]', _messages),
+  'sharegpt': ((('conversations',), ('conversation',)), 'conversations[{from, value}]', _sharegpt),
+  'alpaca': (
+    (('instruction', 'output'), ('instruction', 'response')),
+    'instruction, input, output (and history)',
+    _alpaca,
+  ),
+  'prompt_completion': (
+    (('prompt', 'completion'),),
+    'prompt, completion (texts or messages)',
+    _prompt_completion,
+  ),
+  'question_answer': (
+    (
+      ('question', 'answer'),
+      ('question', 'answers'),
+      ('question', 'choices', 'answerKey'),
+      ('question', 'passage', 'label'),
+    ),
+    'question, answer (and passage or context)',
+    _question_answer,
+  ),
+  'text': ((('text',),), 'text', _plain_text),
+}
+
+
+def detect(raw: Any, where: str) -> str:
+  """The name of the format whose keys a raw record has. Raises UserError if there is none."""
+  if not isinstance(raw, Mapping):
+    raise UserError(f'a record is {_kind(raw)}, not an object', where=where)
+  for name, (options, _, _) in FORMATS.items():
+    if any(all(key in raw for key in keys) for keys in options):
+      return name
+  known = '; '.join(f'{name}: {shape}' for name, (_, shape, _) in FORMATS.items())
+  found = ', '.join(map(str, list(raw)[:12]))
+  raise UserError(
+    f'no known format has the fields of this record ({found})', where=where, how=f'known: {known}'
+  )
+
+
+def convert(raw: Any, fmt: str, where: str) -> Record:
+  """A raw record as a Record; what follows the last answer is cut off.
+
+  Raises:
+    UserError: A missing field, a wrong type, an unknown role, or text that is not Unicode.
+  """
+  if not isinstance(raw, Mapping):
+    raise UserError(f'a record is {_kind(raw)}, not an object', where=where)
+  options, shape, conversion = FORMATS[fmt]
+  try:
+    if not any(all(key in raw for key in keys) for keys in options):
+      missing = [key for key in options[0] if key not in raw]
+      raise _Bad(f'field {missing[0]!r} is missing' if missing else 'fields are missing')
+    made = conversion(raw)
+    split = raw.get('split')
+    record = Record(
+      messages=() if isinstance(made, str) else _answered(made),
+      source=where,
+      text=made if isinstance(made, str) else '',
+      split=split if split in ('train', 'heldout') else '',
+    )
+    for content in record.contents:
+      content.encode('utf-8')
+  except (_Bad, ValueError) as error:
+    what = 'text with a lone surrogate' if isinstance(error, UnicodeEncodeError) else str(error)
+    raise UserError(what, where=where, how=f'{fmt} records have {shape}') from error
+  return dataclasses.replace(record, problem=_problem(record))
+
+
+def _answered(messages: list[Message]) -> tuple[Message, ...]:
+  last = max((i for i, m in enumerate(messages) if m['role'] == 'assistant'), default=-1)
+  return tuple(messages[: last + 1])
+
+
+def _problem(record: Record) -> str:
+  answers = [m['content'] for m in record.messages if m['role'] == 'assistant'] or [record.text]
+  return '' if all(answer.strip() for answer in answers) else EMPTY
+
+
+def read_records(
+  path: str,
+  fmt: str = 'auto',
+  limit: int = 0,
+  empty: str = 'drop',
+  cache_dir: str = '',
+  revision: str = '',
+  columns: Mapping[str, str] | None = None,
+) -> list[Record]:
+  """Reads a data set.
+
+  Args:
+    path: A .json, .jsonl, .csv, .tsv or .parquet file (text also .gz),
+      `hf:org/name[:config][@split]` or `tfds:name[:version][@split]`.
+    fmt: A key of FORMATS, or 'auto': told from the first record, and then all must have it.
+    limit: Read at most this many records; 0 reads all.
+    empty: Records with an empty response are marked by 'drop' (tokenising drops and counts them)
+      and refused by 'error'.
+    cache_dir: See `readers.read_raw`.
+    revision: See `readers.read_raw`.
+    columns: {field in the data: field of the format}.
+
+  Raises:
+    UserError: See `readers.read_raw` and `convert`; also an unknown format or choice.
+  """
+  if fmt != 'auto' and fmt not in FORMATS:
+    raise UserError(f'unknown format {fmt!r}', how=f'use auto or one of: {", ".join(FORMATS)}')
+  if empty not in ('drop', 'error'):
+    raise UserError(f'unknown choice {empty!r} for empty responses', how='use drop or error')
+  records = []
+  for where, raw in _renamed(read_raw(path, limit, cache_dir, revision), columns or {}):
+    if fmt == 'auto':
+      fmt = detect(raw, where)
+    record = convert(raw, fmt, where)
+    if record.problem and empty == 'error':
+      raise UserError(record.problem, where=where, how='fill it in or remove the record')
+    records.append(record)
+  return records
+
+
+def _renamed(
+  items: Iterable[tuple[str, Any]], columns: Mapping[str, str]
+) -> Iterable[tuple[str, Any]]:
+  for where, raw in items:
+    if columns and isinstance(raw, Mapping):
+      raw = {columns.get(key, key): value for key, value in raw.items()}
+    yield where, raw

@@ -1,0 +1,188 @@
+"""Shared word sequences: near duplicates, and overlap with held-out data and benchmarks.
+
+Words are lower-case runs of letters, digits and underscores (`\\w+`); a Chinese, Japanese or Korean
+character is a word of its own. Sequences are compared by 64-bit hashes.
+"""
+
+import csv
+import io
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sft_jax.data.formats import Record
+from sft_jax.data.readers import read_raw, read_text
+from sft_jax.utils.errors import UserError
+
+_CJK = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff'
+_WORDS = re.compile(f'[{_CJK}]|[^\\W{_CJK}]+')
+_HEADER_WORDS = frozenset(
+  ('question', 'answer', 'prompt', 'text', 'instruction', 'input', 'output', 'label', 'category')
+)
+_SUFFIXES = ('.json', '.jsonl', '.csv', '.tsv', '.parquet')
+
+
+class Words:
+  """Gives words 64-bit codes and hashes sequences of them, for many texts at once."""
+
+  def __init__(self) -> None:
+    self._codes: dict[str, int] = {}
+
+  def grams(self, texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(uint64 hashes of the sequences of n words, int64 index of the text of each), in order."""
+    table = self._codes
+    codes: list[int] = []
+    ends, kept = [], []
+    for index, text in enumerate(texts):
+      words = _WORDS.findall(text.lower())
+      if len(words) >= n:
+        codes.extend(table.setdefault(word, len(table)) for word in words)
+        ends.append(len(codes))
+        kept.append(index)
+    if not kept:
+      return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    mixed = _mix(np.array(codes, np.uint64))
+    count = len(mixed) - n + 1
+    total = np.zeros(count, np.uint64)
+    for offset in range(n):
+      total = total * np.uint64(0x9E3779B97F4A7C15) + mixed[offset : offset + count]
+    places = np.arange(count)
+    owner = np.searchsorted(ends, places, side='right')
+    inside = places + n <= np.array(ends)[owner]  # does not run into the next text
+    return _mix(total[inside]), np.array(kept)[owner[inside]]
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+  """splitmix64's finaliser (Steele, Lea, Flood 2014)."""
+  values = (values + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+  values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return values ^ (values >> np.uint64(31))
+
+
+class NgramIndex:
+  """The n-word sequences of training records.
+
+  A training record overlaps an item when one n-word sequence stands whole in one message of the
+  record (or its plain text) and whole in one string field of the item. Every string anywhere in the
+  item counts, lists and ids included; sequences do not run from one field into the next.
+  """
+
+  def __init__(self, records: Iterable[Record], n: int = 13):
+    self.n, self._words = n, Words()
+    texts = [text for record in records for text in record.contents]
+    self._known = np.unique(self._words.grams(texts, n)[0])
+
+  def hits(self, items: Iterable[Any]) -> list[int]:
+    """Indices of the overlapping items; an item is any nesting of lists, dicts and strings."""
+    texts, owners = [], []
+    for index, item in enumerate(items):
+      for text in strings(item):
+        texts.append(text)
+        owners.append(index)
+    grams, places = self._words.grams(texts, self.n)
+    if not len(self._known) or not len(grams):
+      return []
+    at = np.minimum(np.searchsorted(self._known, grams), len(self._known) - 1)
+    return sorted({owners[place] for place in places[self._known[at] == grams]})
+
+
+def strings(item: Any) -> Iterator[str]:
+  """Every string in a nested value; keys do not count."""
+  if isinstance(item, str):
+    yield item
+  elif isinstance(item, dict):
+    for value in item.values():
+      yield from strings(value)
+  elif isinstance(item, list | tuple):
+    for value in item:
+      yield from strings(value)
+
+
+def read_benchmark(path: str) -> list[Any]:
+  """The items of a benchmark: a JSON, JSON-lines, CSV or Parquet file, or a folder of such files.
+
+  A CSV file need not have a header. Raises UserError as `readers.read_raw` does.
+  """
+  folder = pathlib.Path(path)
+  if folder.is_dir():
+    files = [f for f in sorted(folder.rglob('*')) if f.name.removesuffix('.gz').endswith(_SUFFIXES)]
+    if not files:
+      raise UserError('no benchmark file in this folder', where=path)
+    return [item for file in files for item in read_benchmark(str(file))]
+  plain = path.removesuffix('.gz')
+  if not plain.endswith(('.csv', '.tsv')):
+    return [item for _, item in read_raw(path)]
+  text = io.StringIO(read_text(path), newline='')
+  rows = [row for row in csv.reader(text, delimiter='\t' if plain.endswith('.tsv') else ',') if row]
+  if rows and _HEADER_WORDS & {field.strip().lower() for field in rows[0]}:
+    rows = rows[1:]
+  if not rows:
+    raise UserError('no records', where=path)
+  return rows
+
+
+def ngram_overlap(
+  records: Iterable[Record], bench_paths: Iterable[str], n: int = 13
+) -> dict[str, tuple[list[int], int]]:
+  """{benchmark file: (indices of items that share n words with a record, items)}.
+
+  See `NgramIndex` for the definition.
+  """
+  index = NgramIndex(records, n)
+  found = {}
+  for path in bench_paths:
+    items = read_benchmark(path)
+    found[path] = (index.hits(items), len(items))
+  return found
+
+
+def near_duplicates(
+  records: Sequence[Record], threshold: float = 0.8, shingle: int = 3, seed: int = 0
+) -> list[tuple[int, int]]:
+  """(record, earlier record) pairs whose sets of 3-word sequences have a Jaccard index >= 0.8.
+
+  At most one pair for each record; exact duplicates are left out. Candidates come from MinHash in
+  16 bands of 4 (Broder 1997), so a pair at 0.8 is missed with a chance of 0.02 %; each candidate
+  is then checked exactly.
+  """
+  bands, rows = 16, 4
+  first: dict[str, int] = {}
+  for index, record in enumerate(records):
+    first.setdefault(record.key, index)
+  distinct = list(first.values())
+  texts = [' '.join(records[index].contents) for index in distinct]
+  grams, places = Words().grams(texts, shingle)
+  if not len(grams):
+    return []
+  kept, edges = np.unique(places, return_index=True)
+  owners = [distinct[place] for place in kept]
+  shingles = [np.unique(part) for part in np.split(grams, edges[1:])]
+  starts = np.cumsum([0, *map(len, shingles[:-1])])
+  flat = np.concatenate(shingles)
+  salts = np.random.Philox(key=seed).random_raw(bands * rows)
+  signature = np.stack([np.minimum.reduceat(_mix(flat ^ salt), starts) for salt in salts])
+  pairs: dict[int, int] = {}
+  for band in range(bands):
+    key = np.zeros(len(owners), np.uint64)
+    for row in signature[band * rows : (band + 1) * rows]:
+      key = _mix(key ^ row)
+    order = np.argsort(key, kind='stable')
+    edges = np.flatnonzero(np.diff(key[order])) + 1
+    for bucket in np.split(order, edges):
+      for place, member in enumerate(bucket[1:], start=1):
+        if owners[member] in pairs:
+          continue
+        for earlier in bucket[max(0, place - 8) : place]:
+          if _jaccard(shingles[member], shingles[earlier]) >= threshold:
+            pairs[owners[member]] = owners[earlier]
+            break
+  return sorted(pairs.items())
+
+
+def _jaccard(left: np.ndarray, right: np.ndarray) -> float:
+  common = len(np.intersect1d(left, right, assume_unique=True))
+  return common / (len(left) + len(right) - common)
