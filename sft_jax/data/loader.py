@@ -96,11 +96,15 @@ class Loader:
     """(runs, microbatches, rows, tokens) of a batch; with `pad_multiple` the longest tokens."""
     return len(self.runs), self.micros, self.rows_per_micro, self.row_length
 
-  def _grid(self, most_rows: int, limit: int) -> tuple[int, int]:
-    """(microbatches, rows in each) that hold `most_rows`."""
-    if not limit:
+  def _grid(self, most_rows: int, row_length: int) -> tuple[int, int]:
+    """(microbatches, rows in each) that hold `most_rows` within the limits."""
+    rows_limit, tokens_limit = self._limits
+    limits = [rows_limit] if rows_limit else []
+    if tokens_limit:
+      limits.append(tokens_limit // row_length)
+    if not limits:
       return 1, round_up(most_rows, self.row_shards)
-    limit = max(self.row_shards, limit // self.row_shards * self.row_shards)
+    limit = max(self.row_shards, min(limits) // self.row_shards * self.row_shards)
     micros = math.ceil(most_rows / limit)
     rows = round_up(math.ceil(most_rows / micros), self.row_shards)
     return math.ceil(most_rows / rows), rows

@@ -140,6 +140,12 @@ def test_microbatches_are_even():
   assert [int(loader.batch(s)['micro']) for s in (0, 1)] == [2, 1]
   loader = Loader([(examples, Sampler(10, 3))], 'padded', rows_per_micro=2, row_shards=4)
   assert loader.shape == (1, 1, 4, 64)
+  loader = Loader([(examples, Sampler(10, 10))], 'padded', tokens_per_micro=300)
+  assert loader.shape == (1, 3, 4, 64)
+  loader = Loader([(examples, Sampler(10, 10))], 'padded', tokens_per_micro=300, rows_per_micro=2)
+  assert loader.shape == (1, 5, 2, 64)
+  loader = Loader([(examples, Sampler(10, 10))], 'padded', tokens_per_micro=5)
+  assert loader.shape == (1, 10, 1, 64)
 
 
 def test_run_past_its_end_has_no_weight():
