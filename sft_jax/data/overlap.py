@@ -126,13 +126,16 @@ def read_benchmark(path: str) -> list[Any]:
 
 
 def ngram_overlap(
-  records: Iterable[Record], bench_paths: Iterable[str], n: int = 13
+  records: Iterable[Record],
+  bench_paths: Iterable[str],
+  n: int = 13,
+  index: NgramIndex | None = None,
 ) -> dict[str, tuple[list[int], int]]:
-  """{benchmark file: (indices of items that share n words with a record, items)}.
+  """{benchmark file: (indices of items that share n words with a record, number of items)}.
 
-  See `NgramIndex` for the definition.
+  See `NgramIndex` for the definition; an `index` of the records saves making it again.
   """
-  index = NgramIndex(records, n)
+  index = index or NgramIndex(records, n)
   found = {}
   for path in bench_paths:
     items = read_benchmark(path)
