@@ -1,0 +1,269 @@
+"""The rules of the house, read from the syntax trees: imports, sizes, forbidden habits."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / 'sft_jax'
+
+# Room -> rooms (or modules) of ours it may import, besides itself. Whatever stands in no row is
+# forbidden. `main` may import everything, inside functions only.
+EDGES = {
+  'utils': (),
+  'spec': ('utils',),
+  'results': ('utils', 'spec'),
+  'parallel': ('utils',),
+  'data': ('utils',),
+  'models': ('utils', 'parallel'),
+  'train': ('utils', 'parallel', 'models'),
+  # data.pack: scoring lays documents into rows as training does.
+  'evals': ('utils', 'parallel', 'models', 'data.tokenize', 'data.formats', 'data.pack'),
+  'study': ('utils', 'spec', 'results'),
+  'analysis': ('utils', 'spec', 'results'),
+  # The runner and the parts it is made of.
+  'workdir': ('utils', 'spec', 'results'),
+  'summary': ('utils', 'spec', 'results', 'workdir'),
+  'inputs': ('utils', 'spec', 'data', 'models'),
+  'program': ('utils', 'spec', 'inputs', 'parallel', 'data', 'models', 'train', 'evals'),
+  'runner': (
+    *('utils', 'spec', 'results', 'parallel', 'data', 'models', 'train', 'evals'),
+    *('workdir', 'summary', 'inputs', 'program'),
+  ),
+}
+# Library -> the modules that may import it.
+CONFINED = {
+  'flax': ('models.layers', 'models.decoder', 'train.state'),
+  'jax': {'not in': 'data', 'but': ('data.loader',)},
+  'torch': (),
+  'pickle': (),
+  'dill': (),
+  'cloudpickle': (),
+  'joblib': (),
+}
+# Not needed, or not at hand, before work begins: imported inside the functions that use them.
+LAZY = (
+  'transformers',
+  'datasets',
+  'tensorflow',
+  'tensorflow_datasets',
+  'tensorboard',
+  'clu',
+  'orbax',
+  'gguf',
+  'tokenizers',
+  'pandas',
+  'pyarrow',
+  'matplotlib',
+  'ray',
+  'lm_eval',
+  'trl',
+  'peft',
+)
+FILE_LINES, FUNCTION_LINES = 350, 80
+# The loop is read from top to bottom in one piece.
+LONG_FUNCTIONS = {('train.loop', 'train'): 160}
+
+MODULES = {
+  '.'.join(path.relative_to(PACKAGE).with_suffix('').parts): path
+  for path in sorted(PACKAGE.rglob('*.py'))
+}
+
+
+def tree(name):
+  return ast.parse(MODULES[name].read_text(), str(MODULES[name]))
+
+
+def imported(root):
+  """(line, dotted name) of all imports; `from a import b` gives `a.b`."""
+  for node in ast.walk(root):
+    if isinstance(node, ast.Import):
+      yield from ((node.lineno, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'line {node.lineno}: relative import'
+      yield from ((node.lineno, f'{node.module}.{alias.name}') for alias in node.names)
+
+
+def at_module_level(root):
+  """The statements that run when the module is imported."""
+  for node in ast.iter_child_nodes(root):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+      continue
+    if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test):
+      continue
+    yield node
+    yield from at_module_level(node)
+
+
+def allowed(module, target):
+  room = module.split('.')[0]
+  rooms = (*EDGES[room], room)
+  return any(target == r or target.startswith(f'{r}.') for r in rooms)
+
+
+def forbidden_edges(module, root):
+  """Imports of our own rooms that the list does not have."""
+  if module in ('main', '__init__'):
+    return []
+  found = []
+  for line, name in imported(root):
+    if name == 'configs' or name.startswith('configs.'):
+      found.append(f'{module}:{line} imports {name}')
+    if not name.startswith('sft_jax.'):
+      continue
+    target = name.removeprefix('sft_jax.')
+    if not allowed(module, target):
+      found.append(f'{module}:{line} imports {target}')
+  return found
+
+
+def test_every_room_is_listed():
+  rooms = {name.split('.')[0] for name in MODULES} - {'main', '__init__'}
+  assert rooms <= set(EDGES), f'no import rule for {rooms - set(EDGES)}'
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_import_direction(module):
+  assert forbidden_edges(module, tree(module)) == []
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_confined_libraries(module):
+  found = []
+  for line, name in imported(tree(module)):
+    rule = CONFINED.get(name.split('.')[0])
+    if isinstance(rule, dict):
+      if module.startswith(f'{rule["not in"]}.') and module not in rule['but']:
+        found.append(f'{module}:{line} imports {name}')
+    elif rule is not None and module not in rule:
+      found.append(f'{module}:{line} imports {name}')
+  assert found == []
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_heavy_imports_are_late(module):
+  heavy = [
+    f'{module}:{node.lineno} {ast.unparse(node)}'
+    for node in at_module_level(tree(module))
+    if isinstance(node, (ast.Import, ast.ImportFrom))
+    for _, name in imported(ast.Module([node], []))
+    if name.split('.')[0] in LAZY or (module == 'main' and name.startswith('sft_jax.'))
+    if not name.startswith('sft_jax.utils.')
+  ]
+  assert heavy == []
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_sizes(module):
+  lines = len(MODULES[module].read_text().splitlines())
+  too_long = [f'{module}: {lines} lines'] if lines > FILE_LINES else []
+  for node in ast.walk(tree(module)):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      cap = LONG_FUNCTIONS.get((module, node.name), FUNCTION_LINES)
+      size = (node.end_lineno or node.lineno) - node.lineno + 1
+      if size > cap:
+        too_long.append(f'{module}.{node.name}: {size} lines')
+  assert too_long == []
+
+
+def gets_on_config(root):
+  """Lines with `config.get(`, `self.config.train.get(` and the like."""
+  return [
+    node.lineno
+    for node in ast.walk(root)
+    if isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and node.func.attr == 'get'
+    and re.match(r'(\w+\.)*config\b', ast.unparse(node.func.value))
+  ]
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_no_get_on_a_config(module):
+  # Ours declares every key once. What models call a config is a checkpoint's own JSON, which may
+  # lack keys.
+  assert module.startswith('models.') or gets_on_config(tree(module)) == []
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_docstring_and_no_mutable_globals(module):
+  root = tree(module)
+  if MODULES[module].read_text().strip():
+    assert ast.get_docstring(root), f'{module} has no docstring'
+  writes = [n.lineno for n in ast.walk(root) if isinstance(n, ast.Global)]
+  assert writes == [], 'global statement'
+
+
+@pytest.mark.parametrize(
+  'module, source, check',
+  [
+    ('data.pack', 'from sft_jax.models import decoder', forbidden_edges),
+    ('train.step', 'import sft_jax.evals.score', forbidden_edges),
+    ('evals.score', 'from sft_jax.data import loader', forbidden_edges),
+    ('study.plan', 'def f():\n  from sft_jax.train import loop', forbidden_edges),
+    ('runner', 'from sft_jax import study', forbidden_edges),
+    ('x', 'a = config.train.get("lr", 1)', lambda _, root: gets_on_config(root)),
+  ],
+)
+def test_these_tests_can_fail(module, source, check):
+  assert check(module, ast.parse(source))
+
+
+def test_import_is_light():
+  """Importing every module loads nothing that only some commands need, nor starts a backend."""
+  names = [f'sft_jax.{name}'.removesuffix('.__init__') for name in MODULES]
+  code = (
+    'import importlib, sys\n'
+    f'for name in {names}:\n'
+    '  importlib.import_module(name)\n'
+    f'print(sorted({{m.split(".")[0] for m in sys.modules}} & set({(*LAZY, "torch")})))\n'
+    'jax = sys.modules.get("jax")\n'
+    'print(jax is None or not jax._src.xla_bridge.backends_are_initialized())\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+  )
+  assert done.stdout == '[]\nTrue\n', done.stdout + done.stderr
+
+
+def requirements(name):
+  lines = (REPOSITORY / name).read_text().splitlines()
+  stripped = (line.split(' #')[0].strip() for line in lines)
+  return [line for line in stripped if line and not line.startswith(('#', '-'))]
+
+
+def test_extras_repeat_the_requirement_files():
+  extras = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project'][
+    'optional-dependencies'
+  ]
+  assert extras['dev'] == requirements('requirements-dev.txt')
+  assert {'tpu', 'cuda'} <= set(extras)
+
+
+def test_pre_commit_equals_ci():
+  hooks = (REPOSITORY / '.pre-commit-config.yaml').read_text()
+  entries = re.findall(r'entry: (.+)', hooks)
+  ci = (REPOSITORY / '.ci' / 'run').read_text()
+  assert entries and all(f'{entry}' in ci for entry in entries), entries
+
+
+def test_the_repository_names_no_machine():
+  """No absolute path of somebody's machine, and nothing of real data sets was copied in."""
+  files = subprocess.run(
+    ['git', 'ls-files', '-z'], cwd=REPOSITORY, capture_output=True, text=True, check=False
+  ).stdout.split('\0')
+  if files == ['']:
+    pytest.skip('not a git checkout')
+  found = []
+  for name in filter(None, files):
+    path = pathlib.Path(REPOSITORY / name)
+    if path.suffix in ('.py', '.md', '.toml', '.txt', '.sh', '.yaml', '.ipynb') and path.exists():
+      text = path.read_text()
+      found += [name for word in ('/home' + '/', '/root' + '/', '/work' + '/') if word in text]
+  assert found == []
