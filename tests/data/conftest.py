@@ -77,6 +77,35 @@ def build_tokenizer(bos=False, pad_is_eos=False, template=None, eos='<|im_end|>'
   )
 
 
+def build_metaspace(template=None):
+  """Llama-2-like: spaces become '▁', one is put first, <s> (id 1) by rule."""
+  from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+  from transformers import PreTrainedTokenizerFast
+
+  backend = Tokenizer(models.BPE(unk_token='<unk>'))
+  backend.pre_tokenizer = pre_tokenizers.Metaspace()
+  backend.train_from_iterator(
+    CORPUS,
+    trainers.BpeTrainer(
+      vocab_size=400, special_tokens=['<unk>', '<s>', '</s>'], show_progress=False
+    ),
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence([])
+  backend.normalizer = normalizers.Sequence(
+    [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
+  )
+  backend.post_processor = processors.TemplateProcessing(
+    single='<s> $A', pair='<s> $A <s> $B', special_tokens=[('<s>', 1)]
+  )
+  return PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    bos_token='<s>',
+    eos_token='</s>',
+    unk_token='<unk>',
+    chat_template=template,
+  )
+
+
 @pytest.fixture(scope='session')
 def plain():
   """No BOS rule."""

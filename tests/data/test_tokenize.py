@@ -182,6 +182,22 @@ def test_prompt_ids_are_the_prefix_seen_in_training(template, kind):
     assert list(example.ids[: len(prompt)]) == prompt
 
 
+def test_metaspace_tokenizer():
+  """Spaces belong to the words after them, and offsets refer to the text before normalisation."""
+  tokenizer = conftest.build_metaspace(conftest.LLAMA2)
+  answer = 'I am fine, thank you.'
+  messages = [QUESTION, {'role': 'assistant', 'content': answer}]
+  for template, end in (('study', '</s>'), ('chat', '▁</s>')):
+    example = encode(record(*messages), tokenizer, template)
+    assert list(example.ids).count(1) == 1 and example.ids[0] == 1
+    learnt = tokenizer.convert_ids_to_tokens(example.ids[example.loss_weight > 0])
+    assert ''.join(learnt) == '▁' + answer.replace(' ', '▁') + end
+    prompt = prompt_ids(messages[:1], tokenizer, template)
+    assert list(example.ids[: len(prompt)]) == prompt
+    assert len(prompt) == list(example.loss_weight).index(1)
+    assert example.span_bytes['response'] == len(f' {answer}') + (template == 'chat')
+
+
 def test_too_long_policies(plain):
   records = [
     record(QUESTION, ANSWER),
