@@ -239,31 +239,44 @@ def update(
   active = active & jnp.isfinite(norm)
   # torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
   factor = jnp.where(hypers.clip_norm > 0, jnp.minimum(hypers.clip_norm / (norm + 1e-6), 1.0), 1.0)
-  clipped = jax.tree.map(lambda g: g * factor, grads)
-  adam = optax.scale_by_adam(b1=hypers.b1, b2=hypers.b2, eps=hypers.eps)
-  direction, fresh = adam.update(clipped, moments)
-  rate = learning_rate_at(hypers, step)
+  count = optax.safe_increment(moments.count)
+  # Behind a barrier these few scalars are computed once, not inlined into the loop of every leaf.
+  factor, rate, correct1, correct2, active = jax.lax.optimization_barrier(
+    (
+      factor,
+      learning_rate_at(hypers, step),
+      1 - hypers.b1**count,
+      1 - hypers.b2**count,
+      active,
+    )
+  )
   lost, moved = jnp.zeros(()), jnp.zeros(())
 
-  def apply(path: str, old: Array, toward: Array) -> Array:
+  def apply(path: str, old: Array, grad: Array, mu: Array, nu: Array) -> tuple[Array, ...]:
     nonlocal lost, moved
+    grad = factor * grad
+    new_mu = hypers.b1 * mu + (1 - hypers.b1) * grad
+    new_nu = hypers.b2 * nu + (1 - hypers.b2) * jnp.square(grad)
+    toward = new_mu / correct1 / (jnp.sqrt(new_nu / correct2) + hypers.eps)
     wide = old.astype(jnp.float32)
     if decays[path]:
-      toward = toward + hypers.weight_decay * wide
+      toward += hypers.weight_decay * wide
     change = -rate * toward * _trained_share(hypers, path, old)
     key = None
-    if rounding_key is not None:
+    if rounding == 'stochastic' and rounding_key is not None:
       key = jax.random.fold_in(rounding_key, zlib.crc32(path.encode()))
     new = precision.store(wide + change, old.dtype, rounding, key)
     more_lost, more_moved = precision.lost_updates(old, new, change)
     lost, moved = lost + more_lost, moved + more_moved
-    return new
+    keep = lambda now, before: jnp.where(active, now, before)
+    return keep(new, old), keep(new_mu, mu), keep(new_nu, nu)
 
-  new = trees.map_with_path(apply, trained, direction)
-  keep = lambda now, before: jnp.where(active, now, before)
+  leaves = trees.flatten(trees.map_with_path(apply, trained, grads, moments.mu, moments.nu))
+  pick = lambda i: trees.unflatten({path: leaf[i] for path, leaf in leaves.items()})
   metrics = {
     'learning-rate': rate,
     'grad-norm': norm,
     'updates-lost': lost / jnp.maximum(moved, 1),
   }
-  return jax.tree.map(keep, new, trained), jax.tree.map(keep, fresh, moments), metrics
+  count = jnp.where(active, count, moments.count)
+  return pick(0), optax.ScaleByAdamState(count=count, mu=pick(1), nu=pick(2)), metrics

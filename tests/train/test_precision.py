@@ -56,9 +56,9 @@ def test_what_is_refused():
 def tuned(param_dtype, rounding, compute):
   """(losses, mean updates-lost) of 60 steps at 1e-5 from bfloat16 weights of natural size."""
   cfg = common.config(hidden_size=64, intermediate_size=96)
-  # Entries near 0.3 have neighbours 2e-3 apart in bfloat16, as most of a pretrained model's do
-  # compared with steps of 1e-5.
-  tree = common.params(cfg, size=0.3, dtype=jnp.bfloat16)
+  # Entries near 0.1 have neighbours 5e-4 apart in bfloat16: as in most of a pretrained model,
+  # a step of 1e-5 is less than half of that.
+  tree = common.params(cfg, size=0.1, dtype=jnp.bfloat16)
   tree = jax.tree.map(lambda x: x.astype(param_dtype), tree)
   hypers = common.hypers(cfg, learning_rate=1e-5, total_steps=STEPS)
   train, fresh = common.make(
@@ -80,10 +80,10 @@ def test_small_updates_arrive():
   master, master_lost = tuned(jnp.float32, 'nearest', jnp.bfloat16)
   stochastic, _ = tuned(jnp.bfloat16, 'stochastic', jnp.bfloat16)
   gain = want[0] - want[-1]
-  assert gain > 0.02
+  assert gain > 0.3
   ends = lambda losses: losses[-5:].mean()
-  assert abs(ends(master) - ends(want)) < 0.15 * gain
-  assert abs(ends(stochastic) - ends(want)) < 0.15 * gain
+  assert abs(ends(master) - ends(want)) < 0.1 * gain
+  assert abs(ends(stochastic) - ends(want)) < 0.1 * gain
   assert master_lost < 0.05
 
 
@@ -91,4 +91,4 @@ def test_nearest_loses_them():
   want, _ = tuned(jnp.float32, 'nearest', jnp.float32)
   nearest, lost = tuned(jnp.bfloat16, 'nearest', jnp.bfloat16)
   assert lost > 0.9
-  assert nearest[0] - nearest[-5:].mean() < 0.7 * (want[0] - want[-5:].mean())
+  assert nearest[0] - nearest[-5:].mean() < 0.2 * (want[0] - want[-5:].mean())
