@@ -44,7 +44,7 @@ class Checkpoints:
     Args:
       workdir: Directory of the run.
       run_id: Identity of the run.
-      keep: Number of latest training states kept.
+      keep: Number of latest training states kept, at least 1.
       weights: Which snapshots' weights are kept: 'all', 'last', 'best' (and the last) or 'none'.
       save_every_steps: Training state is due at multiples of this; 0 = never for that reason.
       save_every_seconds: Training state is due this long after the last one; 0 = never.
@@ -56,7 +56,7 @@ class Checkpoints:
     if weights not in WEIGHTS_POLICIES:
       raise UserError(
         f'unknown policy {weights!r}',
-        where='config.checkpoint.weights',
+        where='config.checkpoint.keep_weights',
         how=f'choose one of {", ".join(WEIGHTS_POLICIES)}',
       )
     self._run_id, self._policy, self._layout = run_id, weights, dict(layout or {})
@@ -68,7 +68,7 @@ class Checkpoints:
     with io.explain_os_errors(root):
       for directory in (self._state_dir, self._weights_dir):
         self._check(directory)
-      self._state = _manager(self._state_dir, lambda steps: steps[-keep:])
+      self._state = _manager(self._state_dir, lambda steps: steps[-max(keep, 1) :])
       self._scores = _scores(self._weights_dir)
       self._weights = None if weights == 'none' else _manager(self._weights_dir, self._kept_weights)
 
@@ -174,7 +174,7 @@ class Checkpoints:
       raise UserError(
         f'no weights of step {step}',
         where=str(self._weights_dir),
-        how=f'kept are {self.weights_steps() or "none"}; see config.checkpoint.weights',
+        how=f'kept are {self.weights_steps() or "none"}; see config.checkpoint.keep_weights',
       )
     return _restore(self._weights, self._weights_dir, step, abstract)
 

@@ -75,6 +75,14 @@ def test_state_may_be_donated_while_it_is_saved(opened):
     np.testing.assert_array_equal(got['x'], step)
 
 
+def test_wait_means_on_disk(opened, tmp_path):
+  checkpoints = opened()
+  checkpoints.save(1, {'x': jnp.zeros((1 << 22,))}, wait=True)
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['1']
+  meta = json.loads((tmp_path / 'checkpoints' / '1' / '_CHECKPOINT_METADATA').read_text())
+  assert meta['commit_timestamp_nsecs']
+
+
 def test_restores_onto_another_mesh(opened):
   x = jnp.arange(64.0).reshape(8, 8)
   one = mesh_lib.make_mesh(devices=jax.devices()[:1])
@@ -205,7 +213,7 @@ def test_nothing_to_restore(opened):
 
 
 def test_bad_policy(opened):
-  with pytest.raises(UserError, match=r'config\.checkpoint\.weights'):
+  with pytest.raises(UserError, match=r'config\.checkpoint\.keep_weights'):
     opened(weights='some')
 
 

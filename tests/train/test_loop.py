@@ -96,6 +96,20 @@ def test_stop_at_each_step_and_resume(whole, tmp_path, after):
   assert losses(tmp_path) == losses(reference)
 
 
+def test_metrics_after_the_checkpoint_are_written_again(whole, tmp_path):
+  reference, _ = whole
+
+  def die(step):
+    if step == 5:
+      raise OSError('as a kill would: two steps after the checkpoint of step 3')
+
+  with pytest.raises(OSError, match='kill'):
+    toy.run(tmp_path, on_step=die)
+  assert len(losses(tmp_path)) == 4
+  toy.run(tmp_path)
+  assert losses(tmp_path) == losses(reference)
+
+
 def test_a_finished_run_stays_as_it_is(whole, tmp_path):
   _, want = whole
   toy.run(tmp_path)
