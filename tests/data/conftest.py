@@ -20,6 +20,12 @@ DEFAULT_SYSTEM = (
   "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
   '{% endif %}' + CHATML
 )
+# The prompt ends with a space.
+PLAIN_CHAT = (
+  "{% for m in messages %}{{ m['role'] | upper + ': ' + m['content'] }}"
+  "{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
 # Keeps what follows </think>, and opens the last answer with an empty thought.
 THINKING = (
   "{% for m in messages %}{% set c = m['content'].split('</think>')[-1] %}"

@@ -1,5 +1,7 @@
 """Rows hold every token once; samplers and loaders are pure functions of (seed, step)."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -107,6 +109,12 @@ def test_first_fit_decreasing():
     fill(make([3, 3]), [[0, 1]], 5)
 
 
+def test_first_token_of_a_segment_has_no_weight():
+  """It has no past: what stands before it in the row is another example."""
+  examples = [dataclasses.replace(e, loss_weight=np.ones(3, np.float32)) for e in make([3, 3])]
+  assert fill(examples, [[0, 1]], 6)['loss_weight'].tolist() == [[0, 1, 1, 0, 1, 1]]
+
+
 def test_packing_does_not_change_the_number_of_steps():
   examples = make([5] * 33)
   sampler = Sampler(33, 8, 2)
@@ -180,7 +188,7 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 def test_fractions_of_epochs():
-  assert Sampler(30, 1, epochs=0.1).total_steps == 3
+  assert Sampler(100, 1, epochs=0.07).total_steps == 7
   assert Sampler(30, 4, epochs=0.5).total_steps == 4
   for bad in ({'n': 0}, {'batch_size': 0}, {'epochs': 0}, {'seed': -1}):
     with pytest.raises(UserError):

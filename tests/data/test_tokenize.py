@@ -45,6 +45,9 @@ def test_response_is_content_and_eos_whatever_the_spaces(bos):
   example = encode(record(QUESTION, ANSWER), tokenizer)
   # The response starts with spaces and holds blank lines: offsets trimmed of spaces lose those.
   assert supervised_text(tokenizer, example) == f' {ANSWER["content"]}{tokenizer.eos_token}'
+  # Also when it ends with spaces.
+  spaced = encode(record(QUESTION, {'role': 'assistant', 'content': 'x  '}), tokenizer)
+  assert supervised_text(tokenizer, spaced) == f' x  {tokenizer.eos_token}'
   assert (example.ids == 0).sum() == int(bos)
   assert (example.ids[0] == 0) == bos and example.loss_weight[0] == 0
 
@@ -167,7 +170,9 @@ def test_eos_text_in_a_question_is_not_the_end(plain):
 
 
 @pytest.mark.parametrize('template', ['study', 'chat'])
-@pytest.mark.parametrize('kind', [conftest.CHATML, conftest.LLAMA2, conftest.DEFAULT_SYSTEM])
+@pytest.mark.parametrize(
+  'kind', [conftest.CHATML, conftest.LLAMA2, conftest.DEFAULT_SYSTEM, conftest.PLAIN_CHAT]
+)
 def test_prompt_ids_are_the_prefix_seen_in_training(template, kind):
   tokenizer = conftest.build_tokenizer(bos=True, template=kind)
   for answer in ('Rome is in Italy.', '(42)', '東京', '3'):
