@@ -37,6 +37,13 @@ def targets_and_weights(tokens: Array, loss_weight: Array) -> tuple[Array, Array
   return targets, weights.astype(jnp.float32)
 
 
+class _Static(NamedTuple):
+  chunk: int
+  train_head: bool
+  softcap: float | None
+  kernel: str  # order of the kernel's axes, 'dv' or 'vd'
+
+
 def cross_entropy(
   hidden: Array,
   head: Array,
@@ -46,6 +53,7 @@ def cross_entropy(
   chunk: int,
   train_head: bool,
   logit_softcap: float | None = None,
+  transposed: bool = False,
   shards: int = 1,
   runs_axis: str | None = None,
 ) -> LossSums:
@@ -62,6 +70,7 @@ def cross_entropy(
     chunk: Positions of each shard that are scored at a time.
     train_head: Whether the gradient of `head` is computed; without it that gradient is zero.
     logit_softcap: Logits become `cap * tanh(logits / cap)`.
+    transposed: `head` is [V,D], as a tied token table is; saves transposing it and its gradient.
     shards: Number of equal contiguous pieces the batch axis is divided into across devices.
       Supervised positions are gathered within a piece, never across.
     runs_axis: Name of an enclosing vmap axis; the number of chunks is then the largest over it, so
@@ -73,16 +82,18 @@ def cross_entropy(
   hidden, targets, weights = (head_lib.shard(x, shards) for x in (hidden, targets, weights))
   chunk = min(chunk, targets.shape[1])
   plan = head_lib.make_plan(targets, weights, chunk, runs_axis)
-  static = (chunk, train_head, logit_softcap)
+  static = _Static(chunk, train_head, logit_softcap, 'vd' if transposed else 'dv')
   nll, correct = _fused(static, hidden, head, plan)
   return LossSums(nll, jax.lax.stop_gradient(weights.sum()), correct)
 
 
 def _score(
-  static: tuple, h: Array, kernel: Array, targets: Array, weights: Array, grad: bool
+  static: _Static, h: Array, kernel: Array, targets: Array, weights: Array, grad: bool
 ) -> tuple[Array, Array, Array | None]:
   """Weighted nll and weight predicted right of one chunk; with `grad` also d nll/d raw logits."""
-  logits, slope = head_lib.logits_of(h, kernel, static[2])
+  # Inside the loop the transpose folds into the product; outside it would be a copy.
+  view = kernel.T if static.kernel == 'vd' else kernel
+  logits, slope = head_lib.logits_of(h, view, static.softcap)
   top = logits.max(axis=-1)
   exp = jnp.exp(logits - top[..., None])
   total = exp.sum(axis=-1)
@@ -97,8 +108,8 @@ def _score(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(static: tuple, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple[Array, Array]:
-  chunk = static[0]
+def _fused(static: _Static, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple[Array, Array]:
+  chunk = static.chunk
   kernel = head.astype(hidden.dtype)
 
   def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -110,8 +121,8 @@ def _fused(static: tuple, hidden: Array, head: Array, plan: head_lib.Plan) -> tu
   return jax.lax.fori_loop(0, plan.trips, body, (zero, zero))
 
 
-def _fused_fwd(static: tuple, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple:
-  chunk, train_head, _ = static
+def _fused_fwd(static: _Static, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple:
+  chunk, train_head = static.chunk, static.train_head
   kernel = head.astype(hidden.dtype)
   groups, _, width = hidden.shape
 
@@ -120,13 +131,15 @@ def _fused_fwd(static: tuple, hidden: Array, head: Array, plan: head_lib.Plan) -
     h, t, w = head_lib.take(hidden, plan, i, chunk)
     more_nll, more_correct, delta = _score(static, h, kernel, t, w, grad=True)
     delta = delta.astype(hidden.dtype)
-    d_h = jnp.einsum('gcv,dv->gcd', delta, kernel, preferred_element_type=jnp.float32)
+    d_h = jnp.einsum(f'gcv,{static.kernel}->gcd', delta, kernel, preferred_element_type=jnp.float32)
     d_hidden = jax.lax.dynamic_update_slice_in_dim(
       d_hidden, d_h.astype(hidden.dtype), i * chunk, axis=1
     )
     if train_head:
       # One sum for each shard: the reduction over devices happens once, after the loop.
-      d_head += jnp.einsum('gcd,gcv->gdv', h, delta, preferred_element_type=jnp.float32)
+      d_head += jnp.einsum(
+        f'gcd,gcv->g{static.kernel}', h, delta, preferred_element_type=jnp.float32
+      )
     return nll + more_nll, correct + more_correct, d_hidden, d_head
 
   zero = jnp.zeros((), jnp.float32)
@@ -141,7 +154,7 @@ def _fused_fwd(static: tuple, hidden: Array, head: Array, plan: head_lib.Plan) -
   return (nll, correct), (d_hidden, d_head)
 
 
-def _fused_bwd(static: tuple, saved: tuple, cotangents: tuple) -> tuple:
+def _fused_bwd(static: _Static, saved: tuple, cotangents: tuple) -> tuple:
   d_hidden, d_head = saved
   scale = cotangents[0]
   d_hidden = (scale * d_hidden).astype(d_hidden.dtype)

@@ -195,6 +195,7 @@ class TrainStep:
     if not lora and not s.other_trained:
       params = {k: v if k == 'layers' else jax.lax.stop_gradient(v) for k, v in params.items()}
     shards = _batch_shards(s.mesh, part['tokens'].shape[0])
+    tied = s.cfg.tie_embeddings
     hidden = decoder.forward(
       s.cfg,
       params,
@@ -211,11 +212,12 @@ class TrainStep:
     )
     out = loss.cross_entropy(
       hidden,
-      decoder.head_kernel(params),
+      params['embed']['embedding'] if tied else decoder.head_kernel(params),
       part['targets'],
       part['weights'],
       chunk=s.loss_chunk,
       train_head=not lora and s.other_trained,
+      transposed=tied,
       shards=shards,
       runs_axis=RUNS if lora else None,
     )

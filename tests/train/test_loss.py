@@ -35,14 +35,14 @@ def naive(hidden, head, targets, weights, softcap=None):
   return -(weights * picked).sum()
 
 
+@pytest.mark.parametrize('transposed', [False, True])
 @pytest.mark.parametrize('chunk,shards', [(1, 1), (7, 1), (16, 2), (7, 4), (1000, 1)])
-def test_value_and_gradients_equal_the_formula(chunk, shards):
+def test_value_and_gradients_equal_the_formula(chunk, shards, transposed):
   args = problem()
+  options = {'chunk': chunk, 'train_head': True, 'shards': shards, 'transposed': transposed}
 
   def fused(hidden, head):
-    return loss.cross_entropy(
-      hidden, head, *args[2:], chunk=chunk, train_head=True, shards=shards
-    ).sum
+    return loss.cross_entropy(hidden, head.T if transposed else head, *args[2:], **options).sum
 
   value, grads = jax.jit(jax.value_and_grad(fused, (0, 1)))(*args[:2])
   expected, expected_grads = jax.value_and_grad(naive, (0, 1))(*args)
