@@ -138,9 +138,11 @@ class _Reader:
     pool: ThreadPoolExecutor,
   ):
     self._ckpt, self._row, self._shape, self._dtype = ckpt, row, shape, dtype
-    self._pool, self._done = pool, {}
+    self._pool = pool
+    self._done: dict[Any, np.ndarray] = {}
 
-  def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+  def __call__(self, index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None  # None is for types without axes
     parts = tuple(part.indices(size) for part, size in zip(index, self._shape, strict=True))
     if parts not in self._done:
       self._done[parts] = self._read(parts)

@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -53,11 +53,13 @@ class HfCheckpoint(source.Checkpoint):
     generation = self._file('generation_config.json')
     self.generation_config = read_json(generation) if generation else {}
     self.license = self._stated_license()
-    self.tensors, self._home = {}, {}
+    self._home: dict[str, Path] = {}
+    tensors: dict[str, source.TensorInfo] = {}
+    self.tensors = tensors
     shards = self._shards()
     for path, named in shards.items():
       for tensor, info in read_header(path).items():
-        if tensor in self.tensors:
+        if tensor in tensors:
           raise UserError(
             f'tensor {tensor} is stored twice',
             f'{self._home[tensor].name} and {path.name} in {directory}',
@@ -67,7 +69,7 @@ class HfCheckpoint(source.Checkpoint):
           raise UserError(
             f'tensor {tensor} is not in the index', f'{path}', f'restore {INDEX} or the shard'
           )
-        self.tensors[tensor], self._home[tensor] = info, path
+        tensors[tensor], self._home[tensor] = info, path
       for tensor in sorted(named or ()):
         if self._home.get(tensor) != path:
           raise UserError(
@@ -116,7 +118,7 @@ class HfCheckpoint(source.Checkpoint):
       named.add(tensor)
     return shards
 
-  def _explain_missing(self, wanted: str) -> None:
+  def _explain_missing(self, wanted: str) -> NoReturn:
     names = sorted(p.name for p in self._directory.iterdir())
     pickles = [n for n in names if n.endswith(source.PICKLES)]
     if pickles and wanted != 'config.json':
@@ -204,7 +206,7 @@ def read_header(path: Path) -> dict[str, source.TensorInfo]:
     UserError: truncated or corrupt in any way a header can show.
   """
 
-  def fail(what: str) -> None:
+  def fail(what: str) -> NoReturn:
     raise UserError(what, str(path), 'the file is damaged: download it again')
 
   size = path.stat().st_size

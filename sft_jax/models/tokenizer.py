@@ -104,7 +104,7 @@ def from_gguf(metadata: Mapping[str, Any], config: Mapping[str, Any], where: str
   backend = tokenizers.Tokenizer(model)
   if settings.get('nfc'):
     backend.normalizer = tokenizers.normalizers.NFC()
-  steps = []
+  steps: list[Any] = []
   if settings.get('digits'):
     steps.append(tokenizers.pre_tokenizers.Digits(individual_digits=True))
   if 'split' in settings:
@@ -139,7 +139,8 @@ def from_gguf(metadata: Mapping[str, Any], config: Mapping[str, Any], where: str
 
 def _tables(metadata: Mapping[str, Any], where: str) -> tuple[list[str], list[tuple[str, str]]]:
   """Tokens in id order, and merges as pairs."""
-  tokens, raw = metadata.get('tokenizer.ggml.tokens'), metadata.get('tokenizer.ggml.merges')
+  tokens: Any = metadata.get('tokenizer.ggml.tokens')
+  raw: Any = metadata.get('tokenizer.ggml.merges')
   for name, value in (('tokens', tokens), ('merges', raw)):
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
       raise UserError(f'tokenizer.ggml.{name} is missing', where, 'download the file again')
