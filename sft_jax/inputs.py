@@ -72,7 +72,9 @@ def load_model(path: str, cache_dir: str, max_length: int) -> Model:
     )
   tokenizer = checkpoint.tokenizer()
   tokenize.check_vocab(tokenizer, cfg.vocab_size)
-  return Model(checkpoint, cfg, tokenizer, _short_name(path))
+  weights = checkpoint.files[0]
+  name = weights.stem if weights.suffix == '.gguf' else _short_name(path)
+  return Model(checkpoint, cfg, tokenizer, name)
 
 
 def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]) -> Data:
@@ -84,23 +86,24 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
   for path in bench_files:
     if not Path(path).is_file():
       raise UserError(f'no such file: {path}', 'config.data.bench_files', 'give existing files')
-  loaded = datasets.load_records(
-    name=spec.data_name or None,
-    path=spec.data_path or None,
+  train_records, heldout_records = datasets.load_records(
+    name=spec.data_name,
+    path=spec.data_path,
     fmt=spec.data_format,
     size=spec.data_size,
     seed=spec.seed_data,
     heldout_share=spec.heldout_share,
-    heldout_max=spec.heldout_max,
   )
+  if 0 < spec.heldout_max < len(heldout_records):
+    heldout_records = datasets.choose(heldout_records, spec.heldout_max, seed=0)
   options = (tokenizer, spec.template, spec.loss_on, spec.max_length, spec.too_long)
-  train, dropped = tokenize.encode_all(loaded.train, *options)
-  heldout, _ = tokenize.encode_all(loaded.heldout, *options)
+  train, dropped = tokenize.encode_all(train_records, *options)
+  heldout, _ = tokenize.encode_all(heldout_records, *options)
   report = audit.audit(
-    loaded.train,
+    train_records,
     train,
     dropped,
-    heldout=loaded.heldout,
+    heldout=heldout_records,
     bench_files=bench_files,
     tokenizer=tokenizer,
     template=spec.template,
@@ -110,7 +113,7 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
   return Data(
     train=train,
     heldout=heldout,
-    heldout_records=[r for r in loaded.heldout if r.messages and r.source in held],
+    heldout_records=[r for r in heldout_records if r.messages and r.source in held],
     audit=report,
     name=spec.data_name or _short_name(spec.data_path),
     fingerprint=_fingerprint([*train, *heldout]),
@@ -145,6 +148,6 @@ def _fingerprint(examples: Sequence[Example]) -> str:
 def _short_name(path: str) -> str:
   """'org/Name@rev' -> 'Name'; 'wheel:pkg==1.0' -> 'pkg'; 'dir/file.jsonl' -> 'file'."""
   name = path.rstrip('/').rpartition(':')[2].rpartition('/')[2].split('==')[0].split('@')[0]
-  for suffix in ('.gz', '.jsonl', '.json', '.csv', '.parquet', '.gguf'):
+  for suffix in ('.gz', '.jsonl', '.json', '.csv', '.parquet'):
     name = name.removesuffix(suffix)
   return name or path

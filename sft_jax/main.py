@@ -128,7 +128,7 @@ def _ending_well(call: Callable[[], Any]) -> Any:
     print(f'error: {e}', file=sys.stderr, flush=True)
     sys.exit(2)
   except Interrupted as e:
-    print(f'stopped: {e}', file=sys.stderr, flush=True)
+    print(f'stopped by {e}', file=sys.stderr, flush=True)
     sys.exit(3)
 
 

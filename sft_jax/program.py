@@ -116,7 +116,7 @@ class Program:
     return trees.map_with_path(lambda path, x: jax.device_put(x, shardings[path]), adapter)
 
   def _adapter_table(self) -> Mapping[str, Any]:
-    return lora.adapter_shapes(self.model.cfg, self.modules(), 1, self.spec.rank)
+    return lora.adapter_table(self.model.cfg, self.modules(), 1, self.spec.rank)
 
   def abstract_weights(self) -> Tree:
     """Shapes and shardings of what is trained, for reading kept weights back."""

@@ -12,7 +12,6 @@ import jax
 
 from sft_jax import inputs, results, summary
 from sft_jax import spec as spec_lib
-from sft_jax.data import datasets
 from sft_jax.data.loader import Loader, Prefetch
 from sft_jax.data.sampler import Sampler
 from sft_jax.evals import core, score
@@ -128,7 +127,7 @@ class Run:
     if 'perplexity' in self.task_names and self.data.heldout:
       tasks.append(core.Perplexity(self.data.heldout[: limit or None], 'heldout', budget))
     if 'builtin' in self.task_names:
-      tasks.append(core.BuiltinShort(datasets.builtin_records(), self.writer, limit))
+      tasks.append(core.BuiltinShort(self.writer, limit))
     return tasks
 
   def headline(self) -> list[str]:
@@ -183,7 +182,7 @@ class Run:
         snapshot_steps=self.snapshots,
         on_snapshot=functools.partial(self._snapshot, base, checkpoints, run_log),
         records=lambda index: self.loader.sources(index)[0],
-        traces=lambda: step.traces,
+        traces=lambda: max(step.traces, step.executables),
         flops_per_token=self.program.flops_per_token(self.loader),
       )
     finally:
@@ -215,7 +214,7 @@ class Run:
     scores: core.Scores = {}
     for task in tasks:
       if self.stop.requested:
-        raise Interrupted(f'stopped by {self.stop.reason} during an evaluation')
+        raise Interrupted(f'{self.stop.reason}, during an evaluation; start again to go on')
       columns, items = core.evaluate(task, subject)
       scores |= columns
       for name, records in items.items():
@@ -288,8 +287,9 @@ class Run:
     config, kept = self.config.export, checkpoints.weights_steps()
     best = checkpoints.best_step() if config.snapshot == 'best' else None
     step = best or (kept[-1] if last is None else self.total_steps)
-    weights = last
-    if last is None or step != self.total_steps:
+    if last is not None and step == self.total_steps:
+      weights = last
+    else:
       weights = checkpoints.restore_weights(step, self.program.abstract_weights())
     out = os.fspath(self.workdir.path / 'export' / config.format)
     self.program.export(

@@ -28,7 +28,7 @@ class Perplexity:
 
   def __init__(self, examples: Sequence[Example], name: str, tokens_per_batch: int):
     self.examples, self.name, self.tokens_per_batch = examples, name, tokens_per_batch
-    self.headline = (f'ppl-{name}', f'ppl-{name}-response')
+    self.headline: tuple[str, ...] = (f'ppl-{name}', f'ppl-{name}-response')
 
   def run(self, subject: score.Subject) -> Scores:
     """See `Task.run`."""
@@ -80,10 +80,10 @@ class Writer:
 class BuiltinShort:
   """Exact match on the built-in short and maths questions."""
 
-  headline = ('builtin-em',)
+  headline: tuple[str, ...] = ('builtin-em',)
 
-  def __init__(self, records: Sequence[Mapping[str, Any]], writer: Writer, limit: int):
-    items = builtin_short.items(records)
+  def __init__(self, writer: Writer, limit: int):
+    items = builtin_short.items(builtin_short.read_records())
     self.items = items[:limit] if limit else items
     self.writer = writer
 
@@ -114,7 +114,8 @@ def task_names(tasks: str) -> list[str]:
 
 def evaluate(task: Task, subject: score.Subject) -> tuple[Scores, Scores]:
   """Runs one task; returns its columns, and its per-item records by name."""
-  columns, items = {}, {}
+  columns: Scores = {}
+  items: Scores = {}
   for key, value in task.run(subject).items():
     (items if key.endswith('-items') else columns)[key] = value
   return columns, items

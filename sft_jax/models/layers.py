@@ -39,7 +39,7 @@ class Linear(nnx.Module):
     if self.bias is not None:
       bias = self.bias[...].astype(x.dtype)
       y = y + jnp.broadcast_to(bias, y.shape)
-    if self.lora_a is not None and lora is not None:
+    if self.lora_a is not None and self.lora_b is not None and lora is not None:
       low = lora.drop(x, self.salt) @ self.lora_a[...].astype(x.dtype)
       y = y + lora.scale.astype(x.dtype) * (low @ self.lora_b[...].astype(x.dtype))
     return y

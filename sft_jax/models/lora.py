@@ -16,6 +16,7 @@ import numpy as np
 
 from sft_jax.models import families
 from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import rules
 from sft_jax.utils import trees
 from sft_jax.utils.errors import UserError
 
@@ -93,18 +94,19 @@ def init_adapter(
   return trees.unflatten(flat)
 
 
-def adapter_shapes(
+def adapter_table(
   cfg: ModelConfig, modules: Sequence[str], runs: int, rank: int
-) -> dict[str, tuple[tuple[str | None, ...], tuple[int, ...]]]:
+) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
   """{path: (logical axes, shape)} of an adapter, for sharding it like the kernels it adapts."""
   axes = {row.path: row.axes for row in families.rows(cfg)}
   shapes = families.shapes(cfg)
-  out: dict[str, tuple[tuple[str | None, ...], tuple[int, ...]]] = {}
+  table: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
   for module in modules:
-    (layers, din, dout), (ain, aout) = shapes[f'{module}/kernel'], axes[f'{module}/kernel']
-    out[f'{module}/lora_a'] = (('runs', 'layers', ain, None), (runs, layers, din, rank))
-    out[f'{module}/lora_b'] = (('runs', 'layers', None, aout), (runs, layers, rank, dout))
-  return out
+    layers, din, dout = shapes[f'{module}/kernel']
+    factors = {'lora_a': (runs, layers, din, rank), 'lora_b': (runs, layers, rank, dout)}
+    for name, names in rules.adapter_axes(axes[f'{module}/kernel']).items():
+      table[f'{module}/{name}'] = (names, factors[name])
+  return table
 
 
 def one_run(adapter: Tree, index: int) -> Tree:

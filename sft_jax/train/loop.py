@@ -186,7 +186,8 @@ def train(
       pending = None
     if stopping and done < total_steps:
       checkpoints.save(done, state, wait=True)
-      raise Interrupted(f'stopped by {stop.reason or "another process"} after step {done}')
+      why = stop.reason or 'another process'
+      raise Interrupted(f'{why}, after step {done}; start again to go on')
     if saving:
       checkpoints.save(done, state)
     if done in snapshots and on_snapshot is not None:

@@ -130,6 +130,7 @@ def _fused_fwd(static: _Static, hidden: Array, head: Array, plan: head_lib.Plan)
     nll, correct, d_hidden, d_head = carry
     h, t, w = head_lib.take(hidden, plan, i, chunk)
     more_nll, more_correct, delta = _score(static, h, kernel, t, w, grad=True)
+    assert delta is not None
     delta = delta.astype(hidden.dtype)
     d_h = jnp.einsum(f'gcv,{static.kernel}->gcd', delta, kernel, preferred_element_type=jnp.float32)
     d_hidden = jax.lax.dynamic_update_slice_in_dim(

@@ -43,20 +43,20 @@ class Hypers(NamedTuple):
     other_mask: 1 if embedding, head and final norm are trained.
   """
 
-  learning_rate: Array
-  schedule: Array
-  warmup_steps: Array
-  total_steps: Array
-  end_ratio: Array
-  b1: Array
-  b2: Array
-  eps: Array
-  weight_decay: Array
-  clip_norm: Array
-  lora_scale: Array
-  dropout_rate: Array
-  layer_mask: Array
-  other_mask: Array
+  learning_rate: Any
+  schedule: Any
+  warmup_steps: Any
+  total_steps: Any
+  end_ratio: Any
+  b1: Any
+  b2: Any
+  eps: Any
+  weight_decay: Any
+  clip_norm: Any
+  lora_scale: Any
+  dropout_rate: Any
+  layer_mask: Any
+  other_mask: Any
 
 
 def make_hypers(

@@ -5,6 +5,8 @@ A quick look at whether training took hold: it rewards the form of an answer (ba
 generates one output for each prompt.
 """
 
+import importlib.resources
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +26,12 @@ class Item(NamedTuple):
   prompt: list[dict[str, str]]
   gold: str
   category: str
+
+
+def read_records() -> list[dict[str, Any]]:
+  """The objects of the built-in file."""
+  file = importlib.resources.files('sft_jax.data') / 'builtin' / 'quickstart.jsonl'
+  return [json.loads(line) for line in file.read_text('utf-8').splitlines()]
 
 
 def items(records: Iterable[Mapping[str, Any]]) -> list[Item]:
