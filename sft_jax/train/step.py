@@ -78,7 +78,7 @@ class TrainStep:
   @property
   def executables(self) -> int:
     """How many programs were compiled for calls of the step."""
-    return self._jitted._cache_size()  # type: ignore[attr-defined]
+    return getattr(self._jitted, '_cache_size')()  # noqa: B009  (jax types it without)  # type: ignore[attr-defined]
 
   def gradients(self, base: Tree | None, state: TrainState, batch: Batch) -> tuple[Array, Tree]:
     """Loss `[R]` and the gradient of that loss, float32, shaped like `state.trained`."""
