@@ -196,6 +196,20 @@ def test_nothing_is_learnt_from_a_failed_step(method):
     assert np.any(b(after) != b(before))
 
 
+def test_a_failure_is_for_good():
+  """A later good batch does not take a failed run on: its step is missing from the state."""
+  cfg = common.config()
+  base = common.params(cfg)
+  train, fresh = common.make(cfg, 'full', base, [common.hypers(cfg)])
+  data = common.batch(common.examples(4, 1), rows=4)
+  broken = jax.tree.map(lambda x: x * jnp.nan, fresh.trained)
+  fresh, metrics = train(None, fresh._replace(trained=broken), data)
+  assert metrics['nonfinite'] == 1
+  fresh, metrics = train(None, fresh._replace(trained=jax.tree.map(jnp.copy, base)), data)
+  assert np.isfinite(metrics['loss'][0]) and fresh.step == 0
+  jax.tree.map(np.testing.assert_array_equal, fresh.trained, base)
+
+
 def test_a_step_without_supervised_tokens_changes_nothing():
   cfg = common.config()
   train, fresh = common.make(cfg, 'full', common.params(cfg), [common.hypers(cfg)])
