@@ -3,15 +3,20 @@
 The environment is set before jax is imported, and subprocesses inherit it.
 """
 
+import importlib.metadata
 import os
 import pathlib
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Sharding is a real code path in every test: never switched off on CPU.
-_DEVICES = '--xla_force_host_platform_device_count=8'
-if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'.strip()
+# Programs are tiny and many: LLVM's optimiser would take most of the suite's time.
+_FLAGS = ['--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0']
+if importlib.metadata.version('jaxlib') < '0.12':  # Later ones do not know it, and would stop.
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+for _flag in _FLAGS:
+  if _flag not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'.strip()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('ABSL_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')

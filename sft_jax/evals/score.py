@@ -21,6 +21,7 @@ from sft_jax.data import pack
 from sft_jax.data.tokenize import SPANS, Example
 from sft_jax.models import decoder, head
 from sft_jax.models.config import ModelConfig
+from sft_jax.parallel.compile import exact_jit
 
 Tree = dict[str, Any]
 
@@ -46,7 +47,7 @@ class Subject:
   lora_scale: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'dtype', 'mesh', 'chunk'))
+@functools.partial(exact_jit, static_argnames=('cfg', 'dtype', 'mesh', 'chunk'))
 def _logprobs(cfg, base, adapter, lora_scale, batch, dtype, mesh, chunk):
   """`[B,T]` float32: log-probability of token t given its past; 0 for the first of a segment."""
   hidden = decoder.forward(

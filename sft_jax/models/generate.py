@@ -14,11 +14,12 @@ import numpy as np
 
 from sft_jax.models import decoder
 from sft_jax.models.config import ModelConfig
+from sft_jax.parallel.compile import exact_jit
 
 Tree = dict[str, Any]
 
 
-@functools.partial(jax.jit, static_argnames=('cfg', 'max_new', 'dtype'))
+@functools.partial(exact_jit, static_argnames=('cfg', 'max_new', 'dtype'))
 def _generate(cfg, base, adapter, lora_scale, tokens, lengths, stop_ids, max_new, dtype):
   """Returns `[B, max_new]` token ids; entries after a stop token are -1."""
   rows, width = tokens.shape
