@@ -117,6 +117,10 @@ class Checkpoints:
     """
     with io.explain_os_errors(self._state_dir):
       if step not in self._state.all_steps():
+        # A state on disk means that the snapshots before it are: a resumed run does not come to
+        # them again.
+        if self._weights is not None:
+          self._weights.wait_until_finished()
         self._state.save(step, args=self._args(step, state))
       if wait:
         self._state.wait_until_finished()
