@@ -25,6 +25,7 @@ from sft_jax.train import optimizer, precision
 from sft_jax.train.state import TrainState, init_state
 from sft_jax.train.step import TrainStep, make_train_step
 from sft_jax.utils import chips, trees
+from sft_jax.utils.errors import UserError
 
 Tree = dict[str, Any]
 
@@ -61,8 +62,18 @@ class Program:
     return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
   def modules(self) -> tuple[str, ...]:
-    """Adapted modules; raises UserError for targets that match nothing."""
-    return lora.match_targets(self.model.cfg, self.spec.targets) if self.is_lora else ()
+    """Adapted modules; raises UserError for targets that match nothing, or an absurd rank."""
+    cfg = self.model.cfg
+    if not self.is_lora:
+      return ()
+    widest = max(cfg.hidden_size, cfg.intermediate_size)
+    if self.spec.rank > widest:
+      raise UserError(
+        f'no matrix of the model is of rank {self.spec.rank}',
+        'config.lora.rank',
+        f'give at most {widest}; 8 to 64 are usual',
+      )
+    return lora.match_targets(cfg, self.spec.targets)
 
   def band(self) -> tuple[int, int]:
     """Trained layers, first and last (exclusive)."""

@@ -27,8 +27,6 @@ from sft_jax.workdir import Workdir
 
 Tree = dict[str, Any]
 
-EXPORT_FORMATS = ('none', 'hf', 'peft')
-
 # Scores that decide which snapshot is best, lower first; the first one there is counts.
 _BEST_BY = ('ppl-heldout-response', 'ppl-heldout')
 # Measured once, on the base, and repeated in every row: what predicts before training.
@@ -68,10 +66,12 @@ def export(config: Any, workdir: str) -> str:
   job = Run(config, workdir, loop.StopSignal())
   if config.export.format == 'none':
     raise UserError('no format given', 'config.export.format', 'use hf or peft')
+  nothing = UserError('no weights are kept here', workdir, 'run it first; see config.checkpoint')
+  if not job.workdir.claimed():
+    raise nothing
   checkpoints = job.checkpoints()
-  kept = checkpoints.weights_steps()
-  if not kept:
-    raise UserError('no weights are kept here', workdir, 'run it first; see config.checkpoint')
+  if not checkpoints.weights_steps():
+    raise nothing
   out = job.export(checkpoints, None)
   checkpoints.close()
   return out
@@ -86,10 +86,10 @@ class Run:
     mesh_lib.check_accelerator(config.mesh.allow_idle)
     _use_compilation_cache(config.cache_dir)
     spec = self.spec = spec_lib.from_config(config, jax.default_backend())
+    spec_lib.check_settings(config)
     precision.check_precision(
       spec.param_dtype, spec.rounding, allow_lost_updates=config.train.allow_lost_updates
     )
-    _check_export(config, spec)
     self.task_names = core.task_names(config.eval.tasks)
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     self.workdir = Workdir(workdir)
@@ -254,7 +254,7 @@ class Run:
     self.workdir.put_layers(record)
     ranked = [scores[name] for name in _BEST_BY if name in scores]
     checkpoints.save_weights(step, state.trained, score=ranked[0] if ranked else None)
-    numbers = {f'eval/{name}': float(value) for name, value in scores.items()}
+    numbers = {f'eval/{name}': float(v) for name, v in scores.items() if v is not None}
     for layer, value in enumerate(change['all']['relative']):
       numbers[f'layer-change/{layer:02d}'] = value
     run_log.write(step, numbers | {'eval/seconds': time.monotonic() - began})
@@ -302,22 +302,6 @@ class Run:
     )
     log.say(f'exported step {step} to {out}')
     return out
-
-
-def _check_export(config: Any, spec: spec_lib.RunSpec) -> None:
-  for value, choices, key in (
-    (config.export.format, EXPORT_FORMATS, 'format'),
-    (config.export.snapshot, ('last', 'best'), 'snapshot'),
-    (config.export.dtype, ('float32', 'bfloat16', 'float16'), 'dtype'),
-  ):
-    if value not in choices:
-      raise UserError(
-        f'{value!r} is no choice', f'config.export.{key}', f'use one of {", ".join(choices)}'
-      )
-  if config.export.format == 'peft' and spec.method != 'lora':
-    raise UserError(
-      'a full fine-tune has no adapter', 'config.export.format', "use 'hf', or train with LoRA"
-    )
 
 
 def _use_compilation_cache(cache_dir: str) -> None:

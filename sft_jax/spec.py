@@ -27,6 +27,7 @@ class Factor:
       factors are arguments of the program and may differ between runs of a cohort.
     choices: Allowed values of a string factor, or ().
     low: Smallest allowed value of a number (exclusive when `positive`), or None.
+    high: Largest allowed value of a number.
   """
 
   key: str
@@ -35,7 +36,11 @@ class Factor:
   choices: tuple[str, ...] = ()
   low: float | None = None
   positive: bool = False
+  high: float = math.inf
 
+
+# Seeds are carried as uint32.
+_SEEDS = 2**32 - 1
 
 FACTORS: dict[str, Factor] = {
   'base': Factor('model.path', 'model_name', 'static'),
@@ -48,7 +53,7 @@ FACTORS: dict[str, Factor] = {
   'heldout_share': Factor('data.heldout_share', 'heldout-share', 'run', low=0),
   'heldout_max': Factor('data.heldout_max', 'heldout-max', 'run', low=0),
   'method': Factor('train.method', 'method', 'static', ('full', 'lora')),
-  'epochs': Factor('train.epochs', 'epochs', 'run', low=0, positive=True),
+  'epochs': Factor('train.epochs', 'epochs', 'run', low=0, positive=True, high=1e5),
   'batch_size': Factor('train.batch_size', 'batch-size', 'run', low=1),
   'learning_rate': Factor('train.learning_rate', 'learning-rate', 'run', low=0),
   'schedule': Factor('train.schedule', 'lr_strategy', 'run', ('constant', 'cosine', 'linear')),
@@ -56,7 +61,7 @@ FACTORS: dict[str, Factor] = {
   'end_ratio': Factor('train.end_ratio', 'end-ratio', 'run', low=0),
   'beta1': Factor('train.beta1', 'beta1', 'run', low=0),
   'beta2': Factor('train.beta2', 'beta2', 'run', low=0),
-  'eps': Factor('train.eps', 'eps', 'run', low=0),
+  'eps': Factor('train.eps', 'eps', 'run', low=0, positive=True),
   'weight_decay': Factor('train.weight_decay', 'weight-decay', 'run', low=0),
   'clip_norm': Factor('train.clip_norm', 'clip-norm', 'run', low=0),
   'max_length': Factor('train.max_length', 'max-length', 'run', low=8),
@@ -67,13 +72,36 @@ FACTORS: dict[str, Factor] = {
     'train.compute_dtype', 'compute-dtype', 'static', ('float32', 'bfloat16')
   ),
   'rounding': Factor('train.param_rounding', 'param-rounding', 'static', ('nearest', 'stochastic')),
-  'seed_data': Factor('train.seeds.data', 'seed-data', 'run', low=0),
-  'seed_init': Factor('train.seeds.init', 'seed-init', 'run', low=0),
-  'seed_dropout': Factor('train.seeds.dropout', 'seed-dropout', 'run', low=0),
+  'seed_data': Factor('train.seeds.data', 'seed-data', 'run', low=0, high=_SEEDS),
+  'seed_init': Factor('train.seeds.init', 'seed-init', 'run', low=0, high=_SEEDS),
+  'seed_dropout': Factor('train.seeds.dropout', 'seed-dropout', 'run', low=0, high=_SEEDS),
   'rank': Factor('lora.rank', 'lora-rank', 'run', low=1),
   'alpha': Factor('lora.alpha', 'lora-alpha', 'run', low=0, positive=True),
   'dropout': Factor('lora.dropout', 'lora-dropout', 'run', low=0),
   'targets': Factor('lora.targets', 'lora-targets', 'static'),
+}
+
+# Settings that are no factors: they change no trained weights, but may be wrong all the same.
+# Key -> choices, or the smallest value.
+SETTINGS: dict[str, tuple[str, ...] | int] = {
+  'train.remat': ('auto', 'none', 'dots', 'full', 'offload'),
+  'train.layout': ('packed', 'padded'),
+  'train.loss_chunk': 0,
+  'train.row_length': 0,
+  'train.rows_per_micro': 0,
+  'eval.limit': 0,
+  'eval.train_limit': 0,
+  'eval.samples': 0,
+  'eval.max_new_tokens': 1,
+  'eval.tokens_per_batch': 1,
+  'checkpoint.every_seconds': 0,
+  'checkpoint.every_steps': 0,
+  'checkpoint.keep_states': 1,
+  'checkpoint.keep_weights': ('all', 'best', 'last', 'none'),
+  'export.format': ('none', 'hf', 'peft'),
+  'export.dtype': ('float32', 'bfloat16', 'float16'),
+  'export.snapshot': ('last', 'best'),
+  'max_seconds': 0,
 }
 
 # Factors of the adapter: without meaning, and so without influence on identity, in a full run.
@@ -147,9 +175,7 @@ def from_config(config: Any, backend: str) -> RunSpec:
   """
   values: dict[str, Any] = {}
   for field, factor in FACTORS.items():
-    value = config
-    for part in factor.key.split('.'):
-      value = value[part]
+    value = _look_up(config, factor.key)
     if field == 'compute_dtype' and value == 'auto':
       value = 'float32' if backend == 'cpu' else 'bfloat16'
     values[field] = _checked(factor, value)
@@ -158,16 +184,38 @@ def from_config(config: Any, backend: str) -> RunSpec:
   return spec
 
 
+def check_settings(config: Any) -> None:
+  """Checks what is no factor.
+
+  Raises:
+    UserError: a value outside its range, or settings that contradict a factor.
+  """
+  for key, allowed in SETTINGS.items():
+    choices, low = (allowed, None) if isinstance(allowed, tuple) else ((), allowed)
+    _checked(Factor(key, '', 'run', choices, low), _look_up(config, key))
+  if config.export.format == 'peft' and config.train.method != 'lora':
+    raise UserError(
+      'a full fine-tune has no adapter', 'config.export.format', "use 'hf', or train with LoRA"
+    )
+
+
+def _look_up(config: Any, key: str) -> Any:
+  for part in key.split('.'):
+    config = config[part]
+  return config
+
+
 def _checked(factor: Factor, value: Any) -> Any:
   where = f'config.{factor.key}'
   if factor.choices and value not in factor.choices:
     raise UserError(f'{value!r} is no choice', where, f'use one of {", ".join(factor.choices)}')
   if factor.low is not None:
     too_low = value < factor.low or (factor.positive and value == factor.low)
-    if too_low or not math.isfinite(value):
+    if too_low or value > factor.high or not math.isfinite(value):
       bound = 'more than' if factor.positive else 'at least'
+      most = f' and at most {factor.high:.10g}' if value > factor.high else ''
       raise UserError(
-        f'{value} is out of range', where, f'give a finite number, {bound} {factor.low:g}'
+        f'{value} is out of range', where, f'give a finite number, {bound} {factor.low:g}{most}'
       )
   return value
 

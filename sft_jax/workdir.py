@@ -114,6 +114,10 @@ class Workdir:
     if self._writes:
       self._write(name, value)
 
+  def claimed(self) -> bool:
+    """Whether a run has begun here."""
+    return (self.path / 'config.json').exists()
+
   def finished(self) -> bool:
     """Whether the run is complete."""
     return (self.path / 'done.json').exists()

@@ -150,7 +150,9 @@ def load_records(
   row: dict[str, Any] = {}
   if name:
     if name not in DATASETS:
-      raise UserError(f'unknown data set {name!r}', how=f'known: {", ".join(DATASETS)}')
+      raise UserError(
+        f'unknown data set {name!r}', 'config.data.name', f'known: {", ".join(DATASETS)}'
+      )
     row = DATASETS[name]
     path = row['path']
   records = read_records(

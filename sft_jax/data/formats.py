@@ -311,7 +311,9 @@ def read_records(
     UserError: See `readers.read_raw` and `convert`; also an unknown format or choice.
   """
   if fmt != 'auto' and fmt not in FORMATS:
-    raise UserError(f'unknown format {fmt!r}', how=f'use auto or one of: {", ".join(FORMATS)}')
+    raise UserError(
+      f'unknown format {fmt!r}', 'config.data.format', f'use auto or one of: {", ".join(FORMATS)}'
+    )
   if empty not in ('drop', 'error'):
     raise UserError(f'unknown choice {empty!r} for empty responses', how='use drop or error')
   records = []

@@ -83,7 +83,7 @@ class Loader:
     if row_length and row_length < longest:
       raise UserError(
         f'rows of {row_length} tokens are shorter than the longest example ({longest})',
-        where='row_length',
+        where='config.train.row_length',
         how=f'use 0 (automatic) or at least {longest}, or a smaller max_length',
       )
     self._limits = rows_per_micro, tokens_per_micro

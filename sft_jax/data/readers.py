@@ -65,7 +65,7 @@ def _read_file(path: str) -> Iterator[Raw]:
   if file.is_dir():
     raise UserError('a directory, not a file', where=path, how='name one data file in it')
   if not file.exists():
-    raise UserError('no such file', where=path)
+    raise UserError('no such file', where=path, how='check config.data.path')
   if kind[0] == '.parquet':
     return _read_parquet(path)
   reader = {
@@ -89,9 +89,9 @@ def read_text(path: str) -> str:
     data = file.read_bytes()
     return _decode(path, gzip.decompress(data) if file.suffix.lower() == '.gz' else data)
   except FileNotFoundError as error:
-    raise UserError('no such file', where=path) from error
+    raise UserError('no such file', where=path, how='check config.data.path') from error
   except PermissionError as error:
-    raise UserError('no permission to read', where=path) from error
+    raise UserError('no permission to read', where=path, how='mend its permissions') from error
   except (OSError, EOFError, zlib.error) as error:
     raise UserError(f'cannot be read: {error}', where=path, how='fetch the file again') from error
 

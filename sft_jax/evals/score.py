@@ -151,11 +151,12 @@ def perplexity(
       continue
     tokens, nll = tokens[held], nll[held]
     size = np.array([e.span_bytes[span] for e in examples])[held].sum()
-    rate = nll.sum() / tokens.sum()
-    docs = np.exp(nll / tokens)
+    # Of a model that diverged it may be infinite, which is a result and no error.
+    with np.errstate(over='ignore'):
+      ppl, docs = float(np.exp(nll.sum() / tokens.sum())), np.exp(nll / tokens)
     scores |= {
-      f'ppl-{name}{tail}': math.exp(rate),
-      f'ppl-{name}{tail}-stderr': math.exp(rate) * _ratio_stderr(nll, tokens),
+      f'ppl-{name}{tail}': ppl,
+      f'ppl-{name}{tail}-stderr': ppl * _ratio_stderr(nll, tokens),
       f'ppl-doc-{name}{tail}': float(docs.mean()),
       f'ppl-doc-median-{name}{tail}': float(np.median(docs)),
     }

@@ -51,7 +51,11 @@ def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
     try:
       hits = {path for path, name in modules.items() if part == name or re.fullmatch(part, path)}
     except re.error as e:
-      raise UserError(f'{part!r} is no regular expression: {e}', 'config.lora.targets') from e
+      raise UserError(
+        f'{part!r} is no regular expression: {e}',
+        'config.lora.targets',
+        "use 'all-linear', names such as q_proj,v_proj, or mend the expression",
+      ) from e
     if not hits:
       raise UserError(
         f'{part!r} matches no linear module',

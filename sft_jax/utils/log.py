@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -122,7 +123,7 @@ class RunLog:
           os.close(handle)
     if self._tensorboard:
       self._events = self._events or concurrent.futures.ThreadPoolExecutor(1, 'tensorboard')
-      self._events.submit(self._write_event, step, {k: float(v) for k, v in scalars.items()})
+      self._events.submit(self._write_event, step, {k: _single(v) for k, v in scalars.items()})
 
   def _write_event(self, step: int, scalars: dict[str, float]) -> None:
     if not self._tensorboard:
@@ -166,6 +167,11 @@ class RunLog:
       self._writer.close()
       self._writer = None
     self._tensorboard = False
+
+
+def _single(value: float) -> float:
+  """The value, or the infinity beyond float32, which is all that TensorBoard holds."""
+  return math.copysign(math.inf, value) if abs(value) > 3.4e38 else float(value)
 
 
 def _step_of(line: str) -> float:
