@@ -37,8 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
   path = cache / f'sft_jax-tests-{os.getuid()}' / f'jax-{jax.__version__}'
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(path))
   jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  # Subprocesses read the variables.
+  for name, value in (('min_compile_time_secs', 0.1), ('min_entry_size_bytes', -1)):
+    os.environ.setdefault(f'JAX_PERSISTENT_CACHE_{name.upper()}', str(value))
+    jax.config.update(f'jax_persistent_cache_{name}', value)
   # [T] + [B, T] must be written out: a silent broadcast is how masks go wrong.
   jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -50,3 +52,33 @@ def data_dir() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f'needs real data: set SFT_JAX_DATA to its directory ({path} is absent)')
   return path
+
+
+@pytest.fixture(scope='session')
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
+  """A tiny random Llama and a JSONL file to train it on. Do not write into them."""
+  from tests import tiny
+  from tests.models.conftest import write_tiny_llama
+
+  directory = tmp_path_factory.mktemp('inputs')
+  return write_tiny_llama(directory / 'llama'), tiny.write_records(directory / 'sums.jsonl')
+
+
+@pytest.fixture(scope='session')
+def lora_run(tiny_files, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a finished LoRA run, with samples and a PEFT adapter. Do not write into it."""
+  from tests import tiny
+
+  workdir = tmp_path_factory.mktemp('runs') / 'lora'
+  tiny.run(workdir, tiny.config(*tiny_files, eval__samples=2, export__format='peft'))
+  return workdir
+
+
+@pytest.fixture(scope='session')
+def full_run(tiny_files, tmp_path_factory) -> pathlib.Path:
+  """The workdir of a finished full run. Do not write into it."""
+  from tests import tiny
+
+  workdir = tmp_path_factory.mktemp('runs') / 'full'
+  tiny.run(workdir, tiny.config(*tiny_files, train__method='full'))
+  return workdir

@@ -1,0 +1,352 @@
+"""Whole runs from a tiny model and a small file: what they leave, how they end, how they go on."""
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sft_jax import main, results, runner
+from sft_jax.models import decoder
+from sft_jax.train import loop
+from sft_jax.utils import trees
+from sft_jax.utils.errors import Interrupted
+from tests import tiny
+from tests.conftest import REPOSITORY
+
+METHODS = ('lora', 'full')
+
+
+@pytest.fixture(params=METHODS)
+def finished(request):
+  """(method, workdir) of a finished run; not to be written into."""
+  return request.param, request.getfixturevalue(f'{request.param}_run')
+
+
+def opened(config, workdir):
+  """(job, base, last weights, subject) of a finished run."""
+  with tiny.on_devices():
+    job = runner.Run(config, str(workdir), loop.StopSignal())
+  checkpoints = job.checkpoints()
+  step = checkpoints.weights_steps()[-1]
+  weights = checkpoints.restore_weights(step, job.program.abstract_weights())
+  checkpoints.close()
+  base = job.program.load_base(jnp.float32) if job.program.is_lora else None
+  return job, base, weights, job.program.subject(base, weights)
+
+
+def logits(subject, tokens):
+  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+  hidden = decoder.forward(
+    subject.cfg,
+    subject.base,
+    tokens,
+    positions,
+    np.ones_like(tokens),
+    adapter=subject.adapter,
+    lora_scale=subject.lora_scale,
+    dtype=jnp.float32,
+  )
+  return np.asarray(hidden @ decoder.head_kernel(subject.base))
+
+
+def settings(method, files, **changes):
+  """The config of the run that `finished` gives."""
+  own = {'eval__samples': 2, 'export__format': 'peft'} if method == 'lora' else {}
+  return tiny.config(*files, **{'train__method': method, **own, **changes})
+
+
+def snapshot_of(workdir):
+  """{path: bytes} of all files."""
+  return {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}
+
+
+def test_rows(finished, tiny_files):
+  method, workdir = finished
+  rows = tiny.read_jsonl(workdir / 'rows.jsonl')
+  assert [(row['step'], row['epoch']) for row in rows] == list(tiny.SNAPSHOTS.items())
+  base, *trained = rows
+  assert (base['data_name'], base['lora'], base['data_size']) == ('pretrain', None, 0)
+  assert base['model_name'] == tiny_files[0].name and base['train-data'] == 'sums'
+  for row in trained:
+    assert (row['data_name'], row['lora'], row['data_size']) == ('sums', method == 'lora', 32)
+    assert row['learning-rate'] == 0.01 and row['batch-size'] == 8
+    assert ('lora-rank' in row) == (method == 'lora')
+  assert [row['train-tokens'] for row in rows] == sorted({row['train-tokens'] for row in rows})
+  for row in rows:
+    released = [column in results.RELEASED_COLUMNS for column in row]
+    assert released == sorted(released, reverse=True), 'released columns come first'
+    order = [column for column in results.RELEASED_COLUMNS if column in row]
+    assert list(row)[: len(order)] == order
+    assert row['ppl-train'] == base['ppl-train'] and row['run-id'] == base['run-id']
+    clock = [column for column in row if re.search('seconds|time|date|per-s|host', column)]
+    assert not clock, 'a resumed run could not write the same'
+  best = [row['ppl-heldout-response'] for row in rows]
+  assert best[-1] < best[0] / 5, 'nothing was learnt'
+
+
+def test_metrics_layers_audit_and_samples(finished):
+  method, workdir = finished
+  metrics = tiny.read_jsonl(workdir / 'metrics.jsonl')
+  steps = [line for line in metrics if 'loss' in line]
+  assert [line['step'] for line in steps] == list(range(1, tiny.STEPS + 1))
+  wanted = {'loss', 'learning-rate', 'grad-norm', 'tokens', 'supervised', 'updates-lost'}
+  assert all(wanted <= line.keys() for line in steps)
+  assert any('tokens-per-s' in line for line in steps)
+  assert {line['step'] for line in metrics if 'eval/ppl-heldout' in line} == {2, 4, 8}
+  assert list(workdir.glob('events.out.tfevents.*')), 'TensorBoard'
+  rows = tiny.read_jsonl(workdir / 'rows.jsonl')
+  for row in rows:
+    seen = [line for line in steps if line['step'] <= row['step']]
+    assert row['train-tokens'] == sum(line['tokens'] for line in seen)
+    assert row['supervised-tokens'] == sum(line['supervised'] for line in seen)
+
+  layers = tiny.read_jsonl(workdir / 'layers.jsonl')
+  assert [line['step'] for line in layers] == [2, 4, 8]
+  norms = np.array([line['modules']['all']['norm'] for line in layers])
+  assert norms.shape == (3, 3) and (np.diff(norms, axis=0) > 0).all(), 'layers move on'
+
+  audit = json.loads((workdir / 'audit.json').read_text())
+  assert 'read' in json.dumps(audit)
+  samples = sorted(path.name for path in (workdir / 'samples').glob('*'))
+  wanted = [f'samples-{step}.jsonl' for step in (0, 2, 4, 8)] if method == 'lora' else []
+  assert samples == wanted
+  for name in samples:
+    assert [set(s) for s in tiny.read_jsonl(workdir / 'samples' / name)] == [
+      {'prompt', 'reference', 'answer'}
+    ] * 2
+
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['run-id'] == rows[0]['run-id'] and config['config']['train']['method'] == method
+  assert config['provenance']['versions']['jax'] == jax.__version__
+
+
+def test_weights_kept_are_the_best_and_the_last(finished):
+  _, workdir = finished
+  scores = {
+    row['step']: row['ppl-heldout-response'] for row in tiny.read_jsonl(workdir / 'rows.jsonl')[1:]
+  }
+  kept = {int(path.name) for path in (workdir / 'weights').iterdir() if path.name.isdigit()}
+  assert kept == {tiny.STEPS, min(scores, key=scores.get)}
+
+
+def test_exports_open_in_transformers_and_peft(finished, tiny_files, tmp_path):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  method, workdir = finished
+  copy = shutil.copytree(workdir, tmp_path / 'run')
+  config = settings(method, tiny_files, export__format='hf')
+  with tiny.on_devices():
+    out = runner.export(config, str(copy))
+  assert out == str(copy / 'export' / 'hf')
+  _, _, _, subject = opened(config, copy)
+  tokens = np.random.default_rng(0).integers(0, subject.cfg.vocab_size, (2, 24)).astype(np.int32)
+  ours = logits(subject, tokens)
+  there = torch.tensor(tokens).long()
+  model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+  with torch.no_grad():
+    np.testing.assert_allclose(ours, model(there).logits.numpy(), atol=1e-4)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  text = tokenizer.apply_chat_template(
+    [{'role': 'user', 'content': 'hi'}], tokenize=False, add_generation_prompt=True
+  )
+  assert text == '<|user|>hi<|end|><|assistant|>'
+  assert tokenizer.convert_tokens_to_ids('<|end|>') in model.generation_config.eos_token_id
+  if method == 'lora':
+    module = pytest.importorskip('peft')
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_files[0], dtype=torch.float32)
+    with torch.no_grad():
+      before = plain(there).logits.numpy()
+      wrapped = module.PeftModel.from_pretrained(plain, copy / 'export' / 'peft').eval()
+      np.testing.assert_allclose(ours, wrapped(there).logits.numpy(), atol=1e-4)
+    assert np.abs(before - ours).max() > 0.1, 'the adapter does something'
+
+
+@pytest.fixture
+def said(caplog):
+  """Collects what a run says; its text is `said()`."""
+  logger = logging.getLogger('sft_jax')
+  logger.addHandler(caplog.handler)
+  with caplog.at_level('INFO', logger='sft_jax'):
+    yield lambda: '\n'.join(dict.fromkeys(record.getMessage() for record in caplog.records))
+  logger.removeHandler(caplog.handler)
+
+
+def test_starting_again_does_nothing_and_says_so(finished, tiny_files, tmp_path, said):
+  method, workdir = finished
+  copy = shutil.copytree(workdir, tmp_path / 'run')
+  before = snapshot_of(copy)
+  rows = tiny.run(copy, settings(method, tiny_files))
+  assert 'already done, nothing to do' in said() and snapshot_of(copy) == before
+  assert rows == tiny.read_jsonl(workdir / 'rows.jsonl')
+  table = next(line for line in said().splitlines() if 'ppl-heldout-response' in line)
+  first, last = (row['ppl-heldout-response'] for row in (rows[0], rows[-1]))
+  assert f'{first:.2f}' in table and f'{last:.2f}' in table and f'{last - first:+.2f}' in table
+  if method == 'lora':
+    answer = tiny.read_jsonl(workdir / 'samples' / 'samples-8.jsonl')[0]
+    assert answer['prompt'] in said() and ' | after' in said()
+
+
+def test_export_needs_a_format_and_kept_weights(full_run, tiny_files, tmp_path):
+  cases = (({}, full_run, 'no format given'), ({'export__format': 'hf'}, tmp_path / 'no', 'run it'))
+  for changes, workdir, message in cases:
+    config = settings('full', tiny_files, **changes)
+    with tiny.on_devices(), pytest.raises(main.UserError, match=message):
+      runner.export(config, str(workdir))
+  assert not (tmp_path / 'no').exists()
+
+
+def test_best_snapshot_is_exported(tiny_files, tmp_path):
+  """A learning rate that ruins the model late: the best is an earlier one, and is kept."""
+  config = settings(
+    'full',
+    tiny_files,
+    train__learning_rate=10.0,
+    train__schedule='linear',
+    train__warmup_ratio=1.0,
+    train__snapshot_at='s1,s5',
+    eval__train_limit=0,
+    export__snapshot='best',
+    export__format='hf',
+  )
+  rows = tiny.run(tmp_path, config)
+  assert [row['step'] for row in rows] == [0, 1, 5, 8]
+  scores = {row['step']: row['ppl-heldout-response'] for row in rows[1:]}
+  assert scores[8] is None, 'so far beyond use that its perplexity has no number'
+  best = min(scores, key=lambda step: scores[step] or math.inf)
+  assert best != 8, 'the test must tell best from last'
+  assert {p.name for p in (tmp_path / 'weights').iterdir() if p.name.isdigit()} == {str(best), '8'}
+  card = (tmp_path / 'export' / 'hf' / 'README.md').read_text()
+  assert re.search(rf'steps \| {best}\b', card)
+
+
+def test_a_band_of_layers(tiny_files, tmp_path):
+  """Everything outside the band stays as it was, bit for bit."""
+  config = settings(
+    'full', tiny_files, train__layers='1:2', train__weight_decay=0.1, eval__train_limit=0
+  )
+  rows = tiny.run(tmp_path, config)
+  assert rows[-1]['ppl-heldout'] < rows[0]['ppl-heldout']
+  job, _, weights, _ = opened(config, tmp_path)
+  base = trees.flatten(job.program.load_base(jnp.float32))
+  for path, leaf in trees.flatten(weights).items():
+    before, after = np.asarray(base[path]), np.asarray(leaf)
+    if path.startswith('layers/'):
+      assert (before[1] != after[1]).any(), path
+      before, after = (np.delete(x, 1, axis=0) for x in (before, after))
+    np.testing.assert_array_equal(before, after, err_msg=path)
+  norms = tiny.read_jsonl(tmp_path / 'layers.jsonl')[-1]['modules']['all']['norm']
+  assert norms[1] > 0 and norms[0] == norms[2] == 0
+
+
+@pytest.mark.parametrize(
+  ('changes', 'learns'),
+  [
+    # A fraction of an epoch, all of it warm-up, which begins at 0; no whole epoch to snapshot at.
+    ({'train__epochs': 0.25, 'train__snapshot_at': 'every:1', 'train__warmup_ratio': 1.0}, False),
+    # A step of more examples than there are.
+    ({'data__size': 8, 'train__batch_size': 16, 'train__epochs': 1.0}, True),
+  ],
+)
+def test_a_run_of_one_step(changes, learns, tiny_files, tmp_path):
+  common = {'train__warmup_ratio': 0.0, 'train__snapshot_at': 's1', 'eval__train_limit': 0}
+  rows = tiny.run(tmp_path, settings('full', tiny_files, **common | changes))
+  assert [row['step'] for row in rows] == [0, 1]
+  assert (rows[1]['ppl-heldout'] < rows[0]['ppl-heldout']) == learns
+  assert rows[1]['ppl-heldout'] <= rows[0]['ppl-heldout']
+
+
+def test_time_limit_then_the_same_end(full_run, tiny_files, tmp_path):
+  """Stopped before the base is evaluated and again while training, it ends as if never stopped."""
+  with pytest.raises(Interrupted, match='time limit'):
+    tiny.run(tmp_path / 'w', settings('full', tiny_files, max_seconds=1e-3))
+  assert not (tmp_path / 'w' / 'rows.jsonl').exists()
+  tiny.run(tmp_path / 'w', settings('full', tiny_files))
+  for name in ('rows.jsonl', 'layers.jsonl'):
+    assert (tmp_path / 'w' / name).read_bytes() == (full_run / name).read_bytes()
+
+
+def test_eight_devices(full_run, tiny_files, tmp_path):
+  """Eight devices, sharded: the same table to float order."""
+  if jax.device_count() < 8:
+    pytest.skip('needs 8 devices')
+  config = settings('full', tiny_files, mesh__fsdp=4, mesh__tensor=2, train__rows_per_micro=4)
+  rows = tiny.run(tmp_path / 'w', config, devices=0)
+  for row, want in zip(rows, tiny.read_jsonl(full_run / 'rows.jsonl'), strict=True):
+    assert row.keys() == want.keys()
+    for column, value in want.items():
+      if isinstance(value, float):
+        # Perplexity after 8 steps at 1e-2 multiplies what float order changes.
+        assert row[column] == pytest.approx(value, rel=2e-3, abs=1e-6), column
+      else:
+        assert row[column] == value, column
+
+
+def command(workdir, *flags):
+  return [sys.executable, '-m', 'sft_jax.main', f'--workdir={workdir}', *flags]
+
+
+def environment():
+  """One device, as on a laptop."""
+  flags = re.sub(r'--xla_force_host_platform_device_count=\d+', '', os.environ['XLA_FLAGS'])
+  return {**os.environ, 'XLA_FLAGS': flags, 'PYTHONWARNINGS': ''}
+
+
+def test_sigterm_exits_3_and_the_same_command_ends_alike(full_run, tiny_files, tmp_path):
+  """The real thing: a process, flags, a signal in mid-training, the same command again."""
+  config = settings('full', tiny_files)
+  args = command(tmp_path / 'w', '--config=configs/base.py', *tiny.flags(config))
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  with subprocess.Popen(args, cwd=REPOSITORY, env=environment(), **pipes) as process:
+    deadline = time.monotonic() + 300
+    metrics = tmp_path / 'w' / 'metrics.jsonl'
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=300)
+  assert process.returncode == 3, errors
+  last = errors.strip().splitlines()[-1]
+  assert re.match(r'stopped by SIGTERM, .*start again', last), errors
+  assert 'Traceback' not in errors and not (tmp_path / 'w' / 'done.json').exists()
+
+  again = subprocess.run(args, cwd=REPOSITORY, env=environment(), timeout=300, **pipes)
+  assert again.returncode == 0, again.stderr
+  assert 'resuming after step' in again.stdout + again.stderr
+  assert re.search(r'ppl-heldout-response +\d', again.stdout), again.stdout
+  for name in ('rows.jsonl', 'layers.jsonl'):
+    assert (tmp_path / 'w' / name).read_bytes() == (full_run / name).read_bytes()
+  assert said.count('\n') < 30 and 'WARNING' not in again.stderr, 'quiet logs'
+
+
+@pytest.mark.parametrize(
+  ('flags', 'what', 'how'),
+  [
+    (['--config.train.learnin_rate=1'], 'train.learnin_rate', '--config.train.learning_rate'),
+    (['--config.trian.epochs=1'], 'trian', '--config.train.epochs'),
+    (['--config.train.epochs=many'], 'many', ''),
+    (['--wokdir=x'], '--wokdir', '--workdir'),
+    (['--mode=fly'], 'fly', 'run'),
+    (['stray'], 'stray', '--name=value'),
+  ],
+)
+def test_bad_flags_exit_2_in_one_line(flags, what, how, tmp_path):
+  args = command(tmp_path / 'w', '--config=configs/base.py', *flags)
+  done = subprocess.run(
+    args, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=100
+  )
+  assert done.returncode == 2, done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: '), done.stderr
+  assert what in lines[0] and how in lines[0]
+  assert not done.stdout and not (tmp_path / 'w').exists()

@@ -1,0 +1,85 @@
+"""Killed at random moments and started again each time, a run ends as if nothing had happened."""
+
+import random
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sft_jax import runner
+from sft_jax.train import loop
+from tests import tiny, victim
+
+SEED = 20250614
+KILLS = 5
+
+
+def moments(method):
+  """(step, seconds after it) of each kill, in order; some fall into a save or an evaluation."""
+  draw = random.Random(f'{SEED}/{method}')
+  steps = sorted(draw.randrange(1, tiny.STEPS) for _ in range(KILLS))
+  return [(step, draw.uniform(0, victim.STEP_SECONDS * 2)) for step in steps]
+
+
+def kill(given, workdir, step, delay):
+  """Lives until `delay` seconds after `step`, then dies."""
+  process, pipe = victim.start(given, workdir)
+  try:
+    while pipe.poll(300) and pipe.recv() < step:
+      pass
+    time.sleep(delay)
+  except EOFError:
+    pass
+  process.kill()
+  process.join(60)
+  pipe.close()
+  return process.exitcode
+
+
+def training_state(given, workdir):
+  """{path: array} of everything in the last checkpoint, and its step."""
+  with tiny.on_devices():
+    job = runner.Run(given, str(workdir), loop.StopSignal())
+  _, state = job.program.start(job.total_steps)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  checkpoints = job.checkpoints()
+  step, state = checkpoints.restore(abstract)
+  checkpoints.close()
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize('method', ['lora', 'full'])
+def test_kill_nine_at_five_random_moments(method, tiny_files, tmp_path, request):
+  undisturbed = shutil.copytree(request.getfixturevalue(f'{method}_run'), tmp_path / 'undisturbed')
+  own = {'eval__samples': 2, 'export__format': 'peft'} if method == 'lora' else {}
+  given = tiny.config(*tiny_files, train__method=method, **own)
+  workdir = tmp_path / 'killed'
+  for step, delay in moments(method):
+    assert kill(given, workdir, step, delay) == -9, f'kill at step {step} + {delay:.3f} s'
+    assert not (workdir / 'done.json').exists()
+  tiny.run(workdir, given)
+
+  for name in ('rows.jsonl', 'layers.jsonl', 'audit.json', 'done.json'):
+    assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes(), name
+  for kind in ('samples', 'weights', 'checkpoints', 'export/peft'):
+    names = lambda path: sorted(p.name for p in path.iterdir()) if path.exists() else []
+    assert names(workdir / kind) == names(undisturbed / kind), kind
+  for sample in (undisturbed / 'samples').glob('*'):
+    assert (workdir / 'samples' / sample.name).read_bytes() == sample.read_bytes()
+  losses = [
+    [(line['step'], line['loss']) for line in tiny.read_jsonl(path / 'metrics.jsonl')
+     if 'loss' in line]
+    for path in (workdir, undisturbed)
+  ]  # fmt: skip
+  assert losses[0] == losses[1], 'each step once, with the same loss'
+  (step, got), (_, want) = training_state(given, workdir), training_state(given, undisturbed)
+  assert step == tiny.STEPS and got.keys() == want.keys() and len(want) > 10
+  assert any('mu' in path for path in want) or any('opt' in path for path in want)
+  for path, leaf in want.items():
+    np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+    assert got[path].tobytes() == leaf.tobytes(), path

@@ -1,0 +1,58 @@
+"""A run in a process of its own, to be killed: it says how far it is and takes its time.
+
+Forked from a server that has imported everything, so that a life costs a second or two instead of
+ten. Not a test.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from typing import Any
+
+# For the server: what a life would otherwise import again.
+import orbax.checkpoint  # noqa: F401
+from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: F401
+
+from sft_jax.utils import log
+from tests import tiny
+
+# A step of the tiny model takes less, and a kill must be able to hit it.
+STEP_SECONDS = 0.02
+
+
+class _Slow(log.Progress):
+  """Reports each finished step through a pipe."""
+
+  pipe: Any = None
+
+  def update(self, step: int, loss: float, tokens: float, supervised: float) -> dict[str, float]:
+    self.pipe.send(step)
+    time.sleep(STEP_SECONDS)
+    return super().update(step, loss, tokens, supervised)
+
+
+class _NoTensorBoard(log.RunLog):
+  """Importing TensorFlow would be most of a life."""
+
+  def __init__(self, workdir: Any, quiet: bool = False):
+    super().__init__(workdir, quiet=quiet, tensorboard=False)
+
+
+def live(given: Any, workdir: str, pipe: Any) -> None:
+  """A life: does the run, from where it was left, to its end."""
+  _Slow.pipe = pipe
+  log.Progress, log.RunLog = _Slow, _NoTensorBoard  # type: ignore[misc]
+  with open(os.devnull, 'w') as sys.stderr:
+    tiny.run(workdir, given)
+
+
+def start(given: Any, workdir: Any) -> tuple[multiprocessing.Process, Any]:
+  """A new life, and the pipe on which it reports finished steps."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tests.victim'])
+  ours, theirs = context.Pipe(duplex=False)
+  process = context.Process(target=live, args=(given, str(workdir), theirs))
+  process.start()
+  theirs.close()
+  return process, ours
