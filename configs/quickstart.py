@@ -20,13 +20,15 @@ def get_config() -> ConfigDict:
   config.train.method = 'lora'
   config.train.epochs = 1.0
   config.train.batch_size = 8
-  config.train.learning_rate = 1e-3
+  config.train.learning_rate = 5e-4
   config.train.warmup_ratio = 0.1
   config.train.max_length = 512
   config.train.snapshot_at = 'every:1'
   config.lora.dropout = 0.0
   config.eval.tasks = 'perplexity,builtin'
   config.eval.samples = 2
+  config.eval.train_limit = 32
+  config.eval.max_new_tokens = 48
   config.export.format = 'peft'
   config.checkpoint.every_seconds = 60.0
   return config
