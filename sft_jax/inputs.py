@@ -13,7 +13,7 @@ from sft_jax import spec as spec_lib
 from sft_jax.data import audit, datasets, tokenize
 from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
-from sft_jax.models import source
+from sft_jax.models import hf, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils.errors import UserError
 
@@ -70,6 +70,7 @@ def load_model(path: str, cache_dir: str, max_length: int) -> Model:
       'config.train.max_length',
       f'give at most {cfg.max_positions}',
     )
+  hf.check_tensors(checkpoint, cfg)
   tokenizer = checkpoint.tokenizer()
   tokenize.check_vocab(tokenizer, cfg.vocab_size)
   weights = checkpoint.files[0]

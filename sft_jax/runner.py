@@ -3,6 +3,7 @@
 A study calls this for each of its cohorts; it knows nothing of studies.
 """
 
+import contextlib
 import functools
 import os
 import time
@@ -185,6 +186,10 @@ class Run:
         traces=lambda: max(step.traces, step.executables),
         flops_per_token=self.program.flops_per_token(self.loader),
       )
+    except BaseException:
+      with contextlib.suppress(Exception):  # What came first is what is told.
+        checkpoints.close()
+      raise
     finally:
       prefetch.close()
       progress.close()

@@ -43,7 +43,7 @@ class Workdir:
     if not config.exists():
       return
     held = io.read_json(config)
-    if not isinstance(held, dict) or 'run-id' not in held:
+    if not isinstance(held, dict) or not {'run-id', 'factors'} <= held.keys():
       raise UserError('not a run', str(config), 'choose another --workdir')
     if held['run-id'] == run_id:
       return

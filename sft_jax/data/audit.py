@@ -115,19 +115,19 @@ class Audit:
 
   def check(self) -> None:
     """Raises UserError when there is nothing to learn from."""
-    where = next((places[0] for places in self.dropped_at.values()), '')
+    where = next((places[0] for places in self.dropped_at.values()), 'the training data')
     if not self.kept:
       reasons = '; '.join(f'{count} {reason}' for reason, count in self.dropped.items())
       raise UserError(
         f'no record is left to train on: {reasons or "there were none"}',
         where=where,
-        how='see the reasons; raise max_length if records are too long',
+        how='see the reasons; raise config.train.max_length if records are too long',
       )
     if not self.supervised or self.unsupervised:
       raise UserError(
         f'{self.unsupervised:,} of {self.kept:,} examples have no supervised token',
         where='loss weights',
-        how='check the template and loss_on',
+        how='check config.data.template and config.data.loss_on',
       )
 
 

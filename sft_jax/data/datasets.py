@@ -167,7 +167,9 @@ def load_records(
     records = [first_turns(record, turns) for record in records]
   train, heldout = split_heldout(records, heldout_share)
   if not train:
-    raise UserError('all records are held out', where=name or path, how='lower the held-out share')
+    raise UserError(
+      'all records are held out', where=name or path, how='lower config.data.heldout_share'
+    )
   return (choose(train, size, seed, name or path) if size else train), heldout
 
 

@@ -235,7 +235,9 @@ FORMATS: dict[str, tuple[tuple[tuple[str, ...], ...], str, Callable[..., Any]]] 
 def detect(raw: Any, where: str) -> str:
   """The name of the format whose keys a raw record has. Raises UserError if there is none."""
   if not isinstance(raw, Mapping):
-    raise UserError(f'a record is {_kind(raw)}, not an object', where=where)
+    raise UserError(
+      f'a record is {_kind(raw)}, not an object', where, 'write an object with named fields a line'
+    )
   for name, (options, _, _) in FORMATS.items():
     if any(all(key in raw for key in keys) for keys in options):
       return name
@@ -253,7 +255,9 @@ def convert(raw: Any, fmt: str, where: str) -> Record:
     UserError: A missing field, a wrong type, an unknown role, or text that is not Unicode.
   """
   if not isinstance(raw, Mapping):
-    raise UserError(f'a record is {_kind(raw)}, not an object', where=where)
+    raise UserError(
+      f'a record is {_kind(raw)}, not an object', where, 'write an object with named fields a line'
+    )
   options, shape, conversion = FORMATS[fmt]
   try:
     if not any(all(key in raw for key in keys) for keys in options):

@@ -111,7 +111,7 @@ def read_benchmark(path: str) -> list[Any]:
   if folder.is_dir():
     files = [f for f in sorted(folder.rglob('*')) if f.name.removesuffix('.gz').endswith(_SUFFIXES)]
     if not files:
-      raise UserError('no benchmark file in this folder', where=path)
+      raise UserError('no benchmark file in this folder', where=path, how='name files')
     return [item for file in files for item in read_benchmark(str(file))]
   plain = path.removesuffix('.gz')
   if not plain.endswith(('.csv', '.tsv')):
@@ -121,7 +121,7 @@ def read_benchmark(path: str) -> list[Any]:
   if rows and _HEADER_WORDS & {field.strip().lower() for field in rows[0]}:
     rows = rows[1:]
   if not rows:
-    raise UserError('no records', where=path)
+    raise UserError('no records', where=path, how='leave it out, or fetch it again')
   return rows
 
 

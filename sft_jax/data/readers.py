@@ -139,7 +139,9 @@ def _read_json(path: str, text: str) -> Iterator[Raw]:
     yield from _read_json_lines(path, text)
     return
   if not isinstance(value, dict):
-    raise UserError(f'a JSON {type(value).__name__}, not records', where=path)
+    raise UserError(
+      f'a JSON {type(value).__name__}, not records', where=path, how='write a list of objects'
+    )
   for key in _LISTS:
     if isinstance(value.get(key), list) and not isinstance(value.get('messages'), list):
       for index, record in enumerate(value[key]):
@@ -184,14 +186,18 @@ def _read_csv(path: str, text: str) -> Iterator[Raw]:
     rows = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     names = rows.fieldnames or []
     if len(set(names)) != len(names):
-      raise UserError('a column name occurs twice', where=f'{path}:1')
+      raise UserError('a column name occurs twice', where=f'{path}:1', how='rename one')
     for row in rows:
       where = f'{path}:{rows.line_num}'
       if None in row or None in row.values():
         raise UserError(f'a row without {len(names)} fields', where=where, how='check the quoting')
       yield where, row
   except csv.Error as error:
-    raise UserError(f'malformed CSV: {error}', where=f'{path}:{rows.line_num}') from error
+    raise UserError(
+      f'malformed CSV: {error}',
+      where=f'{path}:{rows.line_num}',
+      how='close its quotes; a quote inside quotes is doubled',
+    ) from error
   finally:
     csv.field_size_limit(limit)
 

@@ -135,6 +135,7 @@ class ChatRenderer:
       raise UserError(
         f'the chat template fails on one question and one answer: {error}',
         where='tokenizer.chat_template',
+        how='mend the template, or use config.data.template=study',
       ) from error
     # Text that opens an answer, and text that closes it (end-of-turn token, no trailing space).
     # A prompt does not keep a space at its end (see `tokenize.prompt_ids`).

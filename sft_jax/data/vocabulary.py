@@ -31,6 +31,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
   if not getattr(tokenizer, 'is_fast', False):
     raise UserError(
       f'{type(tokenizer).__name__} gives no character offsets',
+      where='tokenizer',
       how='use a checkpoint with a tokenizer.json (a fast tokenizer)',
     )
   backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -57,6 +58,7 @@ def need_eos(tokenizer: Any) -> None:
     raise UserError(
       'the tokenizer has no end-of-sequence token, so the model would never learn to stop',
       where='tokenizer.eos_token',
+      how='name one in tokenizer_config.json',
     )
 
 

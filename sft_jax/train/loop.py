@@ -8,6 +8,7 @@ step, so that doing it again writes the same. A run resumed at a snapshot's step
 """
 
 import dataclasses
+import functools
 import signal
 import threading
 import time
@@ -171,7 +172,8 @@ def train(
     RuntimeError: the step was compiled more than once.
   """
   snapshots = snapshot_steps or {}
-  report = _Reporter(run_log, progress, records, on_nonfinite, checkpoints.latest, flops_per_token)
+  last_saved = functools.partial(_last_saved, checkpoints)
+  report = _Reporter(run_log, progress, records, on_nonfinite, last_saved, flops_per_token)
   run_log.truncate_after(start_step)
   done = start_step
   pending: Mapping[str, Any] | None = None
@@ -215,6 +217,12 @@ def train(
   checkpoints.wait()
   run_log.flush()
   return state
+
+
+def _last_saved(checkpoints: Checkpoints) -> int | None:
+  """The latest training state, once it is on disk."""
+  checkpoints.wait()
+  return checkpoints.latest()
 
 
 def _agree(stopping: bool, saving: bool, step: int) -> tuple[bool, bool]:

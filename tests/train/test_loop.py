@@ -173,7 +173,7 @@ def test_signal_saves_and_interrupts(whole, tmp_path, number):
     if step == 4:
       os.kill(os.getpid(), number)
 
-  with pytest.raises(Interrupted, match=f'{number.name} after step 5'):
+  with pytest.raises(Interrupted, match=f'{number.name}, after step 5'):
     toy.run(tmp_path, save_every=0, on_step=on_step)
   assert signal.getsignal(number) == before
   assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['5']
