@@ -135,6 +135,7 @@ def torch_llama(cfg, tree):
       rms_norm_eps=cfg.norm_eps,
       tie_word_embeddings=cfg.tie_embeddings,
       attention_bias=cfg.attention_bias,
+      mlp_bias=cfg.mlp_bias,
       rope_parameters={'rope_type': 'default', 'rope_theta': cfg.rope_theta},
     )
   ).float()
