@@ -157,7 +157,7 @@ def line(**changes):
     ('a.jsonl', b'{"foo": "x", "bar": "y"}\n', ['a.jsonl:1', 'foo']),
     ('a.jsonl', b'{"messages": "hello"}\n', ['a.jsonl:1', 'messages']),
     ('a.jsonl', b'{"messages": [{"role": "robot", "content": "x"}]}\n', ['a.jsonl:1', 'robot']),
-    ('a.jsonl', b'[' * 100_000, ['a.jsonl:1']),
+    pytest.param('a.jsonl', b'[' * 100_000, ['a.jsonl:1'], id='deep'),
     ('a.jsonl', line(output=''), ['1 empty response']),
     ('a.json', b'{"instruction": ', ['JSON']),
     ('a.csv', b'question,answer\n"unclosed', ['a.csv']),
@@ -382,8 +382,7 @@ def test_no_task_is_no_error(tiny_files, tmp_path):
 
 def test_exit_status_and_one_line(tiny_files, tmp_path):
   """The process itself."""
-  (tmp_path / 'a.jsonl').write_bytes(line() + b'{"instruction": \n')
-  flags = tiny.flags(tiny.config(tiny_files[0], tmp_path / 'a.jsonl'))
+  flags = tiny.flags(tiny.config(tmp_path / 'nowhere', tiny_files[1]))
   args = [sys.executable, '-m', 'sft_jax.main', '--config=configs/base.py', *flags]
   done = subprocess.run(
     [*args, f'--workdir={tmp_path / "w"}'],
@@ -394,5 +393,5 @@ def test_exit_status_and_one_line(tiny_files, tmp_path):
   )
   assert done.returncode == 2, done.stderr
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
-  assert 'a.jsonl:2' in done.stderr and ' — ' in done.stderr
+  assert 'nowhere (config.model.path) — give' in done.stderr
   assert not done.stdout and not (tmp_path / 'w').exists()

@@ -12,7 +12,7 @@ from typing import Any
 
 # For the server: what a life would otherwise import again.
 import orbax.checkpoint  # noqa: F401
-from transformers import LlamaConfig, PreTrainedTokenizerFast  # noqa: F401
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast  # noqa: F401
 
 from sft_jax.utils import log
 from tests import tiny
