@@ -37,7 +37,7 @@ Tree = dict[str, Any]
 # multiplications. `full`: only its input. `offload`: its input, moved to host memory.
 REMAT_POLICIES = {
   'none': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': jax.checkpoint_policies.save_only_these_names('product'),
   'full': jax.checkpoint_policies.nothing_saveable,
   'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 Initializer = Callable[..., jax.Array]
 
@@ -74,12 +75,13 @@ class Linear(nnx.Module):
     self.salt = salt
 
   def __call__(self, x: jax.Array, lora: 'LoraCall | None') -> jax.Array:
-    y = matmul(x, self.kernel[...])
+    # Named here, outside `matmul`: a rematerialisation policy does not look into its derivatives.
+    y = checkpoint_name(matmul(x, self.kernel[...]), 'product')
     if self.bias is not None:
       bias = self.bias[...].astype(x.dtype)
       y = y + jnp.broadcast_to(bias, y.shape)
     if self.lora_a is not None and self.lora_b is not None and lora is not None:
-      low = matmul(lora.drop(x, self.salt), self.lora_a[...])
+      low = checkpoint_name(matmul(lora.drop(x, self.salt), self.lora_a[...]), 'product')
       y = y + matmul(lora.scale.astype(x.dtype) * low, self.lora_b[...])
     return y
 

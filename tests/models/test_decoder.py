@@ -160,7 +160,6 @@ def test_remat_keeps_the_input_of_a_layer_only():
   assert kept('full') == 1 < kept('none')
 
 
-@pytest.mark.xfail(strict=True, reason='the policy does not see products inside custom derivatives')
 def test_remat_of_dots_keeps_products():
   """More than `full`, which recomputes them, less than `none`."""
   assert kept('full') < kept('dots') < kept('none')
