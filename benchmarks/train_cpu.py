@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -293,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parse(argv)
   args.command = list(sys.argv[1:] if argv is None else argv)
   facts = about(args)
+  # So that the run under way is ended and the temporary directory removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   with tempfile.TemporaryDirectory(prefix='train_cpu-') as directory:
     work = Path(directory)
     records = json.loads(Path(args.data).read_text())[: args.records]
