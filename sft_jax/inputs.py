@@ -72,7 +72,6 @@ def load_model(path: str, cache_dir: str, max_length: int) -> Model:
     )
   hf.check_tensors(checkpoint, cfg)
   tokenizer = checkpoint.tokenizer()
-  tokenize.check_vocab(tokenizer, cfg.vocab_size)
   weights = checkpoint.files[0]
   name = weights.stem if weights.suffix == '.gguf' else _short_name(path)
   return Model(checkpoint, cfg, tokenizer, name)
@@ -85,8 +84,10 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
     UserError: see `data/formats.py`, `data/tokenize.py`; nothing to learn from.
   """
   for path in bench_files:
-    if not Path(path).is_file():
-      raise UserError(f'no such file: {path}', 'config.data.bench_files', 'give existing files')
+    if not Path(path).exists():
+      raise UserError(
+        f'no such file: {path}', 'config.data.bench_files', 'give existing files or folders'
+      )
   train_records, heldout_records = datasets.load_records(
     name=spec.data_name,
     path=spec.data_path,

@@ -79,6 +79,12 @@ class Program:
     """Trained layers, first and last (exclusive)."""
     return spec_lib.layer_band(self.spec.layers, self.model.cfg.num_layers)
 
+  def not_cut(self) -> list[str]:
+    """A sentence for each parameter axis that the mesh does not divide and so leaves whole."""
+    sentences: list[str] = []
+    hf.param_shardings(self.model.cfg, self.mesh, sentences)
+    return sentences
+
   def hypers(self, total_steps: int) -> optimizer.Hypers:
     """The run's hyper-parameters as arrays."""
     spec = self.spec
@@ -150,7 +156,7 @@ class Program:
     """The train step for this state."""
     remat = self.train.remat
     if remat == 'auto':
-      remat = by_backend(cpu='none', other='full')
+      remat = by_backend(cpu='dots', other='full')
     return make_train_step(
       self.model.cfg,
       self.spec.method,

@@ -208,10 +208,15 @@ class Run:
     log.say(f'run {self.run_id}: {self.model.name}, {self.spec.method}, on {self.data.name}')
     for line in self.data.audit.lines():
       log.say(line)
+    padded = self.loader.padded(0)[0]
+    share = padded / (padded + self.loader.tokens(0)[0])
     log.say(
       f'{self.total_steps} steps of up to {self.spec.batch_size} examples, laid out in '
-      f'{micros} x {rows} {self.config.train.layout} rows of {length} tokens'
+      f'{micros} x {rows} {self.config.train.layout} rows of {length} tokens '
+      f'({share:.0%} padding in the first)'
     )
+    for sentence in self.program.not_cut():
+      log.say(f'sharding     {sentence}')
     self.workdir.put_json('audit.json', self.data.audit.as_json())
 
   def _evaluate(self, subject: score.Subject, step: int, tasks: list[core.Task]) -> core.Scores:

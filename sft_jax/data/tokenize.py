@@ -28,7 +28,6 @@ from sft_jax.data.templates import (
 from sft_jax.data.vocabulary import (
   Vocabulary,
   bos_prefix,
-  check_vocab,
   need_eos,
   stop_ids,
   vocabulary_of,
@@ -40,7 +39,6 @@ __all__ = [
   'Dropped',
   'Example',
   'bos_prefix',
-  'check_vocab',
   'encode',
   'encode_all',
   'iter_encoded',
@@ -78,11 +76,6 @@ class Example:
 
   def __len__(self) -> int:
     return len(self.ids)
-
-  @property
-  def text_bytes(self) -> int:
-    """Bytes of the full text."""
-    return self.span_bytes['full']
 
   def weights(self, span: str) -> np.ndarray:
     """float32 [T]: 1 where a token of 'full', 'response' or 'instruction' is predicted."""

@@ -62,17 +62,6 @@ def need_eos(tokenizer: Any) -> None:
     )
 
 
-def check_vocab(tokenizer: Any, vocab_size: int) -> None:
-  """Raises UserError if the tokenizer has an id that the model's embedding has no row for."""
-  highest = max(tokenizer.get_vocab().values(), default=-1)
-  if highest >= vocab_size:
-    raise UserError(
-      f'the tokenizer has token ids up to {highest}, the model a vocabulary of {vocab_size}',
-      where='tokenizer and model config.json',
-      how='take the tokenizer and the weights from the same checkpoint',
-    )
-
-
 def stop_ids(tokenizer: Any, template: str) -> tuple[int, ...]:
   """Ids that end an answer: end of sequence, and the chat template's end-of-turn token."""
   ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}

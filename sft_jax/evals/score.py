@@ -88,8 +88,10 @@ def token_logprobs(
     return []
   shards = subject.mesh.shape['data'] * subject.mesh.shape['fsdp']
   width = pack.round_up(max(len(e) for e in examples), 128)
-  height = pack.round_up(max(1, tokens_per_batch // width), shards)
   layout = pack.layout_rows([len(e) for e in examples], width)
+  # As few batches as the budget allows, and no larger than they need be: all have one shape.
+  batches = math.ceil(len(layout) / pack.round_up(max(1, tokens_per_batch // width), shards))
+  height = pack.round_up(math.ceil(len(layout) / batches), shards)
   rows = NamedSharding(subject.mesh, P(('data', 'fsdp')))
   scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(examples)
   for start in range(0, len(layout), height):

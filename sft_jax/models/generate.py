@@ -5,6 +5,7 @@ continuous batching, no shared prefixes, no sampling.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def generate(
 ) -> list[list[int]]:
   """Continues each prompt greedily until a stop token or `max_new` tokens.
 
-  Prompts are sorted by length and run `rows` at a time in widths that are powers of two, so few
+  Prompts are sorted by length and run in equal batches of widths that are multiples of 32, so few
   programs are compiled; a row's result does not depend on its neighbours.
 
   Args:
@@ -77,7 +78,7 @@ def generate(
     adapter: Adapter of one run (no run axis), or None.
     lora_scale: `[L]` adapter scale.
     dtype: Compute dtype.
-    rows: Rows per batch.
+    rows: Most rows in a batch.
 
   Returns:
     New token ids per prompt, without the stop token.
@@ -85,10 +86,11 @@ def generate(
   stops = np.asarray(sorted(stop_ids) or [-2], np.int32)
   answers: list[list[int]] = [[] for _ in prompts]
   order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-  rows = min(rows, len(prompts))
+  batches = math.ceil(len(prompts) / rows)
+  rows = math.ceil(len(prompts) / max(batches, 1))
   for start in range(0, len(order), max(rows, 1)):
     chunk = order[start : start + rows]
-    width = max(16, 1 << (max(len(prompts[i]) for i in chunk) - 1).bit_length())
+    width = -(-max(len(prompts[i]) for i in chunk) // 32) * 32
     tokens = np.zeros((rows, width), np.int32)
     lengths = np.zeros(rows, np.int32)
     for row, i in enumerate(chunk):

@@ -21,13 +21,16 @@ from sft_jax.utils.errors import UserError
 _READERS = 4
 
 
-def param_shardings(cfg: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
-  """{path: sharding} of every parameter of `cfg`."""
+def param_shardings(
+  cfg: ModelConfig, mesh: Mesh, fallbacks: list[str] | None = None
+) -> dict[str, NamedSharding]:
+  """{path: sharding} of every parameter of `cfg`; `fallbacks` as in `rules.partition_spec`."""
   shapes = families.shapes(cfg)
   return rules.shardings(
     {row.path: (rules.stacked_axes(row.path, row.axes), shapes[row.path])
      for row in families.rows(cfg)},
     mesh,
+    fallbacks,
   )  # fmt: skip
 
 

@@ -6,14 +6,10 @@ applied on the activation side, `xW + s (xA) B`, so the kernel itself may stay f
 Dimension letters: see the legend in `decoder.py`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-
-Initializer = Callable[..., jax.Array]
 
 
 class LoraParam(nnx.Variable):

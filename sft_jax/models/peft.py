@@ -43,11 +43,6 @@ class Imported:
   base_name: str
 
 
-def peft_modules(cfg: ModelConfig) -> dict[str, str]:
-  """{PEFT module name: our module path}: {'q_proj': 'layers/attn/q', …}."""
-  return {name: path for path, name in lora.linear_modules(cfg).items()}
-
-
 def _tensor_names(cfg: ModelConfig, module: str) -> list[tuple[str, str]]:
   """Names of the A and B tensors of a module, layer by layer."""
   hf = {row.path: row.hf for row in families.rows(cfg)}[f'{module}/kernel'].removesuffix('.weight')

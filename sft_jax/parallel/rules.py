@@ -5,12 +5,8 @@ choosing a mesh (`mesh.py`).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from sft_jax.utils import trees
 
 # Logical axis -> mesh axes that cut it, in order; () = never cut. Parameters are cut once over
 # `fsdp` and once over `tensor`; the batch over everything that is not `tensor`.
@@ -28,9 +24,6 @@ LOGICAL_RULES: dict[str, tuple[str, ...]] = {
   'batch': ('data', 'fsdp'),
   'tokens': (),
 }
-
-# Axes of every array of a batch, [R, M, B, T].
-BATCH_AXES = ('runs', 'micro', 'batch', 'tokens')
 
 
 def stacked_axes(path: str, axes: Sequence[str]) -> tuple[str, ...]:
@@ -105,57 +98,3 @@ def shardings(
     path: NamedSharding(mesh, partition_spec(axes, shape, mesh, fallbacks, path))
     for path, (axes, shape) in table.items()
   }
-
-
-def sharding(
-  tree_of_axes: Mapping[str, Any],
-  tree_of_shapes: Mapping[str, Any],
-  mesh: Mesh,
-  fallbacks: list[str] | None = None,
-) -> trees.Tree:
-  """The same for nested dicts; a leaf of `tree_of_shapes` is a shape or has a `.shape`."""
-
-  def one(path: str, axes: Sequence[str], leaf: Any) -> NamedSharding:
-    shape = getattr(leaf, 'shape', leaf)
-    return NamedSharding(mesh, partition_spec(axes, shape, mesh, fallbacks, path))
-
-  return trees.map_with_path(one, tree_of_axes, tree_of_shapes)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-  """Sharding of a batch array [R, M, B, T]; a scalar (`micro`) is held by every device."""
-  if not shape:
-    return replicated(mesh)
-  return NamedSharding(mesh, partition_spec(BATCH_AXES, shape, mesh, name='batch'))
-
-
-def like_params(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
-  """Shardings for an optimiser's state: each leaf like the parameter it belongs to.
-
-  A leaf belongs to a parameter when the dict keys of its path end in the parameter's path and the
-  shapes agree (Adam's mu and nu). Any other leaf (counters, factored moments) is replicated.
-
-  Args:
-    state: Pytree of arrays or shapes, for instance an optax state.
-    params: Nested dict of the parameters: arrays or `ShapeDtypeStruct`s that carry a sharding.
-    mesh: Mesh for the replicated leaves.
-
-  Returns:
-    A pytree of the structure of `state` with `NamedSharding` leaves.
-  """
-  flat = trees.flatten(params)
-
-  def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-    for start in range(len(keys)):
-      param = flat.get('/'.join(keys[start:]))
-      if param is not None and tuple(param.shape) == tuple(leaf.shape):
-        return param.sharding
-    return replicated(mesh)
-
-  return jax.tree_util.tree_map_with_path(one, state)

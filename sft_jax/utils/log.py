@@ -52,6 +52,8 @@ def setup_logging(verbosity: int = 0, primary: bool = True) -> None:
     primary: False on all processes but the first, which then print warnings only.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if verbosity < 1 else '0')
+  # transformers announces on import that it has no torch; we use its tokenizers alone.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   logger = logging.getLogger(_LOGGER)
   logger.handlers = [_Lines()]
   logger.propagate = False

@@ -277,13 +277,13 @@ def test_bad_adapters(damage, message, tiny_llama_dir, tmp_path):
 
 def test_module_names():
   cfg = ModelConfig('LlamaForCausalLM', 8, 4, 6, 1, 2, 1, 2, 16, 1e-5, 1e4, True)
-  assert peft.peft_modules(cfg) == {
-    'q_proj': 'layers/attn/q',
-    'k_proj': 'layers/attn/k',
-    'v_proj': 'layers/attn/v',
-    'o_proj': 'layers/attn/o',
-    'gate_proj': 'layers/mlp/gate',
-    'up_proj': 'layers/mlp/up',
-    'down_proj': 'layers/mlp/down',
+  assert lora.linear_modules(cfg) == {
+    'layers/attn/q': 'q_proj',
+    'layers/attn/k': 'k_proj',
+    'layers/attn/v': 'v_proj',
+    'layers/attn/o': 'o_proj',
+    'layers/mlp/gate': 'gate_proj',
+    'layers/mlp/up': 'up_proj',
+    'layers/mlp/down': 'down_proj',
   }
   assert 'head/kernel' not in families.shapes(cfg)

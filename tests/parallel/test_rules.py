@@ -1,16 +1,12 @@
 """Logical axes to mesh axes, on 8 fake devices."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.models import families
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.parallel import rules
-from sft_jax.utils import trees
 
 
 @pytest.fixture(scope='module')
@@ -27,6 +23,9 @@ def test_rules_name_mesh_axes():
   assert {axis for axes in rules.LOGICAL_RULES.values() for axis in axes} <= set(mesh_lib.AXES)
 
 
+BATCH = ('runs', 'micro', 'batch', 'tokens')
+
+
 @pytest.mark.parametrize(
   'axes, shape, spec',
   [
@@ -35,9 +34,9 @@ def test_rules_name_mesh_axes():
     (('layers', 'norm'), (3, 32), P()),
     (('runs', 'layers', 'embed', 'rank'), (2, 3, 32, 8), P(None, None, 'fsdp')),
     (('runs', 'layers', 'rank', 'mlp'), (2, 3, 8, 32), P(None, None, None, 'tensor')),
-    (rules.BATCH_AXES, (1, 2, 8, 128), P(None, None, ('data', 'fsdp'))),
+    (BATCH, (1, 2, 8, 128), P(None, None, ('data', 'fsdp'))),
     # Four parts do not divide six rows; two do.
-    (rules.BATCH_AXES, (1, 2, 6, 128), P(None, None, 'data')),
+    (BATCH, (1, 2, 6, 128), P(None, None, 'data')),
     (('embed', 'heads'), (31, 64), P(None, 'tensor')),
     # One mesh axis cannot cut an array twice.
     (('heads', 'mlp'), (64, 64), P('tensor')),
@@ -74,46 +73,11 @@ def test_mistakes_are_errors(mesh):
     rules.partition_spec(('embed',), (4, 4), mesh)
 
 
-def test_tree_and_adapter(mesh):
-  axes = {'layers': {'attn': {'q': rules.adapter_axes(('embed', 'heads'))}}}
-  shapes = {'layers': {'attn': {'q': {'lora_a': jnp.zeros((2, 3, 8, 4)), 'lora_b': (2, 3, 4, 16)}}}}
-  got = trees.flatten(rules.sharding(axes, shapes, mesh))
-  assert got['layers/attn/q/lora_a'].spec == P(None, None, 'fsdp')
-  assert got['layers/attn/q/lora_b'].spec == P(None, None, None, 'tensor')
+def test_adapter(mesh):
+  axes = rules.adapter_axes(('embed', 'heads'))
+  table = {'a': (axes['lora_a'], (2, 3, 8, 4)), 'b': (axes['lora_b'], (2, 3, 4, 16))}
+  got = rules.shardings(table, mesh)
+  assert got['a'].spec == P(None, None, 'fsdp')
+  assert got['b'].spec == P(None, None, None, 'tensor')
   assert rules.stacked_axes('layers/attn/q/kernel', ('embed', 'heads'))[0] == 'layers'
   assert rules.stacked_axes('embed/embedding', ('vocab', 'embed')) == ('vocab', 'embed')
-
-
-def test_batch_sharding_places_rows(mesh):
-  x = np.arange(2 * 8 * 4, dtype=np.int32).reshape(1, 2, 8, 4)
-  placed = jax.device_put(x, rules.batch_sharding(x.shape, mesh))
-  assert {s.data.shape for s in placed.addressable_shards} == {(1, 2, 2, 4)}
-  np.testing.assert_array_equal(placed, x)
-  assert rules.batch_sharding((), mesh).spec == P()
-
-
-def test_optimizer_state_is_cut_like_its_parameters(mesh):
-  table = {
-    'layers/mlp/up/kernel': (('layers', 'embed', 'mlp'), (3, 8, 16)),
-    'final_norm/scale': (('norm',), (8,)),
-  }
-  shardings = rules.shardings(table, mesh)
-  params = trees.unflatten(
-    {p: jax.device_put(jnp.zeros(table[p][1]), s) for p, s in shardings.items()}
-  )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-  state = jax.eval_shape(optimizer.init, params)
-  got = rules.like_params(state, params, mesh)
-  assert jax.tree.structure(got) == jax.tree.structure(state)
-  adam = got[1][0]
-  assert adam.mu['layers']['mlp']['up']['kernel'].spec == P(None, 'fsdp', 'tensor')
-  assert adam.nu['layers']['mlp']['up']['kernel'].spec == P(None, 'fsdp', 'tensor')
-  assert adam.count.spec == P()
-  # A factored moment has another shape than its parameter.
-  factored = jax.eval_shape(optax.adafactor(1e-3, min_dim_size_to_factor=2).init, params)
-  for leaf, s in zip(
-    jax.tree.leaves(factored),
-    jax.tree.leaves(rules.like_params(factored, params, mesh)),
-    strict=True,
-  ):
-    assert s.is_fully_replicated or leaf.shape == (3, 8, 16)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from sft_jax.models import decoder, families, lora
+from sft_jax.models import decoder, families, hf, lora
 from sft_jax.parallel import mesh as meshes
 from sft_jax.parallel import rules
 from sft_jax.utils import trees
@@ -250,13 +251,12 @@ def one_device(method):
 def sharded_run(method, sizes):
   cfg = common.config(hidden_size=32, num_attention_heads=4, vocab_size=136)
   base = common.params(cfg)
-  axes = {r.path: rules.stacked_axes(r.path, r.axes) for r in families.rows(cfg)}
   given = [common.hypers(cfg, lora_scale=2.0)]
   trained = base if method == 'full' else common.adapter(cfg, [4], [0])
   mesh = base_shardings = shardings = None
   if sizes:
     mesh = meshes.make_mesh(**sizes)
-    base_shardings = rules.sharding(trees.unflatten(axes), base, mesh)
+    base_shardings = trees.unflatten(hf.param_shardings(cfg, mesh))
     base = jax.device_put(base, base_shardings)
     shardings = base_shardings
     if method == 'lora':
@@ -272,7 +272,9 @@ def sharded_run(method, sizes):
     data = common.batch(common.examples(32, step, vocab=136), rows=8, row_length=40, packed=True,
                         micros=4)  # fmt: skip
     if mesh is not None:
-      data = {k: jax.device_put(v, rules.batch_sharding(v.shape, mesh)) for k, v in data.items()}
+      rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
+      whole = NamedSharding(mesh, PartitionSpec())
+      data = {k: jax.device_put(v, rows if np.ndim(v) else whole) for k, v in data.items()}
     fresh, metrics = train(None if method == 'full' else base, fresh, data)
     losses.append(float(metrics['loss'][0]))
   assert train.traces == train.executables == 1
