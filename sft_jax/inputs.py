@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from sft_jax import spec as spec_lib
 from sft_jax.data import audit, datasets, tokenize
 from sft_jax.data.formats import Record
@@ -56,25 +58,25 @@ class Data:
   fingerprint: str
 
 
-def load_model(path: str, cache_dir: str, max_length: int) -> Model:
-  """Resolves a model and checks that its parts fit each other.
+def load_model(path: str, cache_dir: str, max_length: int, mesh: Mesh) -> Model:
+  """Resolves a model, to be cut over `mesh`, and checks that its parts fit each other.
 
   Raises:
     UserError: nothing usable at `path`, or parts that do not fit.
   """
   checkpoint = source.resolve(path, cache_dir or None)
   cfg = ModelConfig.from_hf(checkpoint.config, str(checkpoint.files[0]))
-  if max_length > cfg.max_positions:
+  if max_length > cfg.longest_text:
     raise UserError(
-      f'{max_length} tokens are more than the {cfg.max_positions} positions of the model',
+      f'{max_length} tokens are more than the {cfg.longest_text} positions of the model',
       'config.train.max_length',
-      f'give at most {cfg.max_positions}',
+      f'give at most {cfg.longest_text}',
     )
   hf.check_tensors(checkpoint, cfg)
   tokenizer = checkpoint.tokenizer()
   weights = checkpoint.files[0]
   name = weights.stem if weights.suffix == '.gguf' else _short_name(path)
-  return Model(checkpoint, cfg, tokenizer, name)
+  return Model(checkpoint, hf.padded_for(cfg, mesh), tokenizer, name)
 
 
 def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]) -> Data:

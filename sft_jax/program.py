@@ -20,6 +20,7 @@ from sft_jax.evals.probes import layer_delta
 from sft_jax.inputs import Model
 from sft_jax.models import export as export_lib
 from sft_jax.models import families, hf, lora, peft
+from sft_jax.models import quantize as quantize_lib
 from sft_jax.parallel import rules
 from sft_jax.train import optimizer, precision
 from sft_jax.train.state import TrainState, init_state
@@ -105,15 +106,17 @@ class Program:
       layers=None if spec.layers == 'all' else range(*self.band()),
     )
 
-  def load_base(self, dtype: Any) -> Tree:
-    """The pretrained parameters, sharded."""
-    return hf.load_params(self.model.checkpoint, self.model.cfg, self.mesh, dtype)
+  def load_base(self, dtype: Any, quantize: str = 'none') -> Tree:
+    """The pretrained parameters, sharded; `quantize` is a kind of `models/quantize.py`."""
+    return quantize_lib.load_params(
+      self.model.checkpoint, self.model.cfg, self.mesh, dtype, quantize
+    )
 
   def start(self, total_steps: int) -> tuple[Tree | None, TrainState]:
     """The frozen base (None where it is trained itself) and the state at step 0."""
     spec = self.spec
     if self.is_lora:
-      base, trained = self.load_base(self.dtype), self._new_adapter()
+      base, trained = self.load_base(self.dtype, spec.quantize), self._new_adapter()
     else:
       base, trained = None, self.load_base(precision.DTYPES[spec.param_dtype])
     state = init_state(

@@ -44,6 +44,7 @@ _SEEDS = 2**32 - 1
 
 FACTORS: dict[str, Factor] = {
   'base': Factor('model.path', 'model_name', 'static'),
+  'quantize': Factor('model.quantize', 'quantize', 'static', ('none', 'int8', 'int4')),
   'data_name': Factor('data.name', 'data_name', 'run'),
   'data_path': Factor('data.path', 'data-path', 'run'),
   'data_format': Factor('data.format', 'data-format', 'run'),
@@ -123,6 +124,7 @@ class RunSpec:
   """Values of all `FACTORS`, by field name. Made by `from_config`, never by hand."""
 
   base: str
+  quantize: str
   data_name: str
   data_path: str
   data_format: str
@@ -232,6 +234,12 @@ def _check_together(spec: RunSpec) -> None:
       'give exactly one of a dataset name and a data path',
       'config.data.name, config.data.path',
       'for example --config.data.path=my.jsonl, or --config.data.name=builtin',
+    )
+  if spec.quantize != 'none' and spec.method != 'lora':
+    raise UserError(
+      f'a base in {spec.quantize} cannot be trained itself',
+      'config.model.quantize',
+      "use --config.train.method=lora, or 'none'",
     )
   for field in ('warmup_ratio', 'end_ratio', 'heldout_share', 'dropout'):
     if getattr(spec, field) > 1 or (

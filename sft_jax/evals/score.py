@@ -69,6 +69,8 @@ def _logprobs(cfg, base, adapter, lora_scale, batch, dtype, mesh, chunk):
     shift(batch['tokens']),
     where=shift(predicted),
     chunk=chunk,
+    logit_softcap=cfg.logit_softcap,
+    vocab=cfg.vocab_size,
     shards=mesh.shape['data'] * mesh.shape['fsdp'],
   )
   return jnp.roll(scores, 1, axis=1)

@@ -4,13 +4,35 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.models import families
+from sft_jax.models import families, rope
 from sft_jax.utils.errors import UserError
+
+_RESTORE = 'restore the original config.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Sizes and switches of one decoder. Names follow the Hugging Face config where one exists."""
+  """Sizes and switches of one decoder. Names follow the Hugging Face config where one exists.
+
+  Attributes:
+    norm: 'rms', or 'layer' for a layer norm without parameters.
+    norm_offset: The checkpoint stores the norm's scale minus one.
+    norm_order: 'pre', 'post' or 'both': norms before a layer's halves, after them, on both sides.
+    qk_norm: '' for none; 'head' or 'projection': what queries and keys are normed over.
+    clip_qkv: Largest magnitude of queries, keys and values, or None.
+    activation: A name of `layers.ACTIVATIONS`.
+    query_scale: What products of queries and keys are multiplied by.
+    attn_softcap: Soft cap of attention scores, or None.
+    logit_softcap: Soft cap of logits, or None.
+    embed_scale: What embeddings are multiplied by.
+    residual_scale: What each half of a layer is multiplied by before it is added.
+    logit_scale: What logits are multiplied by before any soft cap.
+    ropes: The kinds of rotary embedding the layers use.
+    layer_ropes: Index into `ropes` for each layer.
+    windows: Attention window of each layer, itself included; 0 for none.
+    vocab_padding: Rows of zeros added to the token table and the head, so that a mesh divides them;
+      no such token is ever predicted and export leaves them out.
+  """
 
   architecture: str
   vocab_size: int
@@ -22,76 +44,230 @@ class ModelConfig:
   head_dim: int
   max_positions: int
   norm_eps: float
-  rope_theta: float
   tie_embeddings: bool
-  attention_bias: bool = False
+  ropes: tuple[rope.Rope, ...]
+  layer_ropes: tuple[int, ...]
+  windows: tuple[int, ...]
+  query_scale: float
+  norm: str = 'rms'
+  norm_offset: bool = False
+  norm_order: str = 'pre'
+  qkv_bias: bool = False
+  o_bias: bool = False
   mlp_bias: bool = False
+  qk_norm: str = ''
+  clip_qkv: float | None = None
+  activation: str = 'silu'
+  attn_softcap: float | None = None
+  logit_softcap: float | None = None
+  embed_scale: float = 1.0
+  residual_scale: float = 1.0
+  logit_scale: float = 1.0
+  vocab_padding: int = 0
+
+  @property
+  def padded_vocab(self) -> int:
+    """Rows of the token table."""
+    return self.vocab_size + self.vocab_padding
+
+  @property
+  def longest_text(self) -> int:
+    """Tokens a text may have: the config's positions, or what its rope stretches them to."""
+    return max(self.max_positions, *(kind.reach for kind in self.ropes))
+
+  @property
+  def length_dependent(self) -> bool:
+    """Whether a token's rotation depends on how long its text is."""
+    return any(kind.kind in rope.LENGTH_DEPENDENT for kind in self.ropes)
 
   @classmethod
   def from_hf(cls, raw: Mapping[str, Any], where: str = 'config.json') -> 'ModelConfig':
-    """Reads a raw `config.json`.
+    """Reads a raw `config.json`; a key it lacks has the default transformers gives it.
 
     Raises:
       UserError: an unsupported architecture, a missing size, or a switch we do not implement.
     """
-    names = raw.get('architectures') or ()
-    known = [name for name in names if name in families.FAMILIES]
-    if not known:
-      raise UserError(
-        f'unsupported architecture {", ".join(names) or "(none named)"}',
-        where,
-        f'supported: {", ".join(sorted(families.FAMILIES))}',
-      )
-    family = families.FAMILIES[known[0]]
-    for key, allowed in family.switches.items():
-      if key in raw and raw[key] not in allowed:
+    name = _architecture(raw, where)
+    family = families.FAMILIES[name]
+    for key, allowed in (families.SWITCHES | dict(family.switches)).items():
+      if key in raw and key not in family.defaults and raw[key] not in allowed:
         raise UserError(
-          f'{key}={raw[key]!r} is not implemented for {known[0]}',
+          f'{key}={raw[key]!r} is not implemented for {name}',
           where,
           f'supported values: {", ".join(map(repr, allowed))}',
         )
+    known = {**families.DEFAULTS, **family.defaults}
+    known = {key: raw.get(key, default) for key, default in known.items()}
     try:
-      hidden, heads = int(raw['hidden_size']), int(raw['num_attention_heads'])
-      sizes = {
-        'vocab_size': int(raw['vocab_size']),
-        'hidden_size': hidden,
-        'intermediate_size': int(raw['intermediate_size']),
-        'num_layers': int(raw['num_hidden_layers']),
-        'num_heads': heads,
-        'num_kv_heads': int(raw.get('num_key_value_heads') or heads),
-        'head_dim': int(raw.get('head_dim') or hidden // max(heads, 1)),
-        'max_positions': int(raw.get('max_position_embeddings') or 2048),
-      }
-      norm_eps = float(raw.get('rms_norm_eps') or 1e-6)
-    except (KeyError, TypeError, ValueError) as e:
-      raise UserError(
-        f'missing or malformed size: {e}', where, 'restore the original config.json'
-      ) from e
-    for key, value in sizes.items():
-      if value <= 0:
-        raise UserError(f'{key} must be positive, not {value}', where, 'restore the file')
-    if heads % sizes['num_kv_heads']:
-      raise UserError(
-        f'num_attention_heads={heads} is no multiple of '
-        f'num_key_value_heads={sizes["num_kv_heads"]}',
-        where,
-        'restore the file',
-      )
+      sizes = _sizes(raw, known)
+      _check_sizes(sizes, where)
+      fields = _fields(known, sizes, family, where)
+      windows = _windows(known, sizes['num_layers'], family.window, where)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as e:
+      raise UserError(f'missing or malformed value: {e}', where, _RESTORE) from e
+    ropes, layer_ropes = _ropes(raw, known, sizes, family.ropes, where)
     return cls(
-      architecture=known[0],
+      architecture=name,
       **sizes,
-      norm_eps=norm_eps,
-      rope_theta=_rope_theta(raw, where),
-      tie_embeddings=bool(raw.get('tie_word_embeddings', False)),
-      attention_bias=bool(raw.get('attention_bias', False)),
-      mlp_bias=bool(raw.get('mlp_bias', False)),
+      **fields,
+      ropes=ropes,
+      layer_ropes=layer_ropes,
+      windows=windows,
     )
 
 
-def _rope_theta(raw: Mapping[str, Any], where: str) -> float:
-  """Rotary base; newer configs keep it in `rope_parameters`, older ones at the top level."""
-  parameters = {**(raw.get('rope_scaling') or {}), **(raw.get('rope_parameters') or {})}
-  kind = parameters.get('rope_type', parameters.get('type', 'default'))
-  if kind != 'default':
-    raise UserError(f'rope_type={kind!r} is not implemented', where, "supported: 'default'")
-  return float(parameters.get('rope_theta') or raw.get('rope_theta') or 10_000.0)
+def _architecture(raw: Mapping[str, Any], where: str) -> str:
+  names = raw.get('architectures') or ()
+  known = sorted({name for name in names if name in families.FAMILIES})
+  if len(known) > 1:
+    raise UserError(
+      f'two architectures match: {", ".join(known)}', where, 'name one in "architectures"'
+    )
+  if not known:
+    code = ' that needs code of its own' if raw.get('auto_map') else ''
+    raise UserError(
+      f'unsupported architecture {", ".join(map(str, names)) or "(none named)"}{code}',
+      where,
+      f'supported: {", ".join(sorted(families.FAMILIES))}',
+    )
+  return known[0]
+
+
+def _sizes(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, int]:
+  hidden, heads = int(raw['hidden_size']), int(raw['num_attention_heads'])
+  head_dim = raw.get('head_dim') or known.get('head_dim')
+  return {
+    'vocab_size': int(raw['vocab_size']),
+    'hidden_size': hidden,
+    'intermediate_size': int(raw['intermediate_size']),
+    'num_layers': int(raw['num_hidden_layers']),
+    'num_heads': heads,
+    'num_kv_heads': int(raw.get('num_key_value_heads') or known['num_key_value_heads'] or heads),
+    'head_dim': int(head_dim or hidden // max(heads, 1)),
+    'max_positions': int(raw.get('max_position_embeddings') or known['max_position_embeddings']),
+  }
+
+
+def _check_sizes(sizes: Mapping[str, int], where: str) -> None:
+  for key, value in sizes.items():
+    if value <= 0:
+      raise UserError(f'{key} must be positive, not {value}', where, 'restore the file')
+  if sizes['num_heads'] % sizes['num_kv_heads']:
+    raise UserError(
+      f'num_attention_heads={sizes["num_heads"]} is no multiple of '
+      f'num_key_value_heads={sizes["num_kv_heads"]}',
+      where,
+      'restore the file',
+    )
+
+
+def _fields(
+  known: Mapping[str, Any], sizes: Mapping[str, int], family: families.Family, where: str
+) -> dict[str, Any]:
+  """Switches of the forward pass, and the architecture's own constants."""
+
+  def positive(key: str) -> float | None:
+    value = known.get(key)
+    if value is not None and not float(value) > 0:
+      raise UserError(f'{key}={value!r} is impossible', where, _RESTORE)
+    return None if value is None else float(value)
+
+  scalar = positive('query_pre_attn_scalar') or sizes['head_dim']
+  bias = bool(known.get('attention_bias'))
+  fields = {
+    'norm_eps': float(known['rms_norm_eps']),
+    'tie_embeddings': bool(known['tie_word_embeddings']),
+    'qkv_bias': bias,
+    'o_bias': bias,
+    'mlp_bias': bool(known.get('mlp_bias')),
+    'query_scale': positive('attention_multiplier') or scalar**-0.5,
+    'clip_qkv': positive('clip_qkv'),
+    'attn_softcap': positive('attn_logit_softcapping'),
+    'logit_softcap': positive('final_logit_softcapping'),
+    'embed_scale': positive('embedding_multiplier') or 1.0,
+    'residual_scale': positive('residual_multiplier') or 1.0,
+    'logit_scale': 1.0 / (positive('logits_scaling') or 1.0),
+  }
+  if family.scaled_embedding:
+    fields['embed_scale'] = sizes['hidden_size'] ** 0.5
+  return fields | dict(family.fixed)
+
+
+def _windows(
+  known: Mapping[str, Any], layers: int, kind: families.Window, where: str
+) -> tuple[int, ...]:
+  """The attention window of each layer; 0 for none."""
+  size, types = known.get('sliding_window'), known.get('layer_types')
+  if kind == '' or not size or not known.get('use_sliding_window', True):
+    return (0,) * layers
+  if types is None:
+    period = int(known.get('sliding_window_pattern') or 2)
+    first = int(known.get('max_window_layers') or 0)
+    slides = {
+      'all': lambda i: True,
+      'tail': lambda i: i >= first,
+      'pattern': lambda i: (i + 1) % period != 0,
+      'no_rope': lambda i: not _uses_rope(known, i),
+    }[kind]
+    return tuple(int(size) * slides(i) for i in range(layers))
+  strange = sorted(set(map(str, types)) - {'sliding_attention', 'full_attention'})
+  if strange or len(types) != layers:
+    what = f'layer type {strange[0]!r}' if strange else f'{len(types)} layer types, {layers} layers'
+    raise UserError(f'layer_types: {what}', where, _RESTORE)
+  return tuple(int(size) * (name == 'sliding_attention') for name in types)
+
+
+def _uses_rope(known: Mapping[str, Any], layer: int) -> bool:
+  """SmolLM3 leaves positions out of every fourth layer."""
+  listed = known.get('no_rope_layers')
+  if listed is not None:
+    return bool(listed[layer])
+  return (layer + 1) % int(known['no_rope_layer_interval']) != 0
+
+
+def _ropes(
+  raw: Mapping[str, Any],
+  known: Mapping[str, Any],
+  sizes: Mapping[str, int],
+  kind: families.Ropes,
+  where: str,
+) -> tuple[tuple[rope.Rope, ...], tuple[int, ...]]:
+  """Ways to rotate, and which of them each layer uses.
+
+  Newer configs keep them in `rope_parameters`, older ones in `rope_scaling` beside `rope_theta`.
+  """
+  layers = sizes['num_layers']
+  entry = raw.get('rope_scaling') or raw.get('rope_parameters') or {}
+  if not isinstance(entry, Mapping):
+    raise UserError(f'malformed rope entry {entry!r}', where, _RESTORE)
+
+  def read(entry: Mapping[str, Any], theta: Any) -> rope.Rope:
+    entry = {'rope_theta': theta, **{k: v for k, v in entry.items() if v is not None}}
+    if (original := known.get('original_max_position_embeddings')) is not None:
+      entry |= {'original_max_position_embeddings': original}
+    if kind == 'longrope' and entry.get('rope_type', entry.get('type')) in ('su', 'yarn'):
+      entry |= {'rope_type': 'longrope'}  # as Phi-3's first configs called it
+    partial = entry.pop('partial_rotary_factor', None) or known.get('partial_rotary_factor') or 1.0
+    if partial != 1 and 'partial_rotary_factor' not in known:
+      raise UserError(
+        f'partial_rotary_factor={partial!r} is not implemented here', where, 'supported: 1'
+      )
+    width = int(sizes['head_dim'] * partial)
+    return rope.parse(entry, width, sizes['max_positions'], where)
+
+  if kind == 'local_global':
+    local, full = entry.get('sliding_attention') or {}, entry.get('full_attention')
+    if full is None:
+      full = {k: v for k, v in entry.items() if k != 'sliding_attention'}
+    both = read(full, known['rope_theta']), read(local, known['rope_local_base_freq'])
+    window = _windows({**known, 'sliding_window': 1}, layers, 'pattern', where)
+    return both, window
+  one = read(entry, known['rope_theta'])
+  if kind == 'some_layers':
+    try:
+      used = [_uses_rope(known, layer) for layer in range(layers)]
+    except (IndexError, TypeError, ValueError, ZeroDivisionError) as e:
+      raise UserError(f'malformed no_rope_layers: {e}', where, _RESTORE) from e
+    nowhere = dataclasses.replace(one, kind='none', settings=())
+    return (one, nowhere), tuple(int(not uses) for uses in used)
+  return (one,), (0,) * layers

@@ -10,6 +10,7 @@ for losses or logits: the head is applied by the caller, in chunks.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sft_jax.models import rope as rope_lib
 from sft_jax.models.config import ModelConfig
 from sft_jax.models.layers import (
   Attention,
@@ -27,8 +29,9 @@ from sft_jax.models.layers import (
   Head,
   LoraCall,
   LoraParam,
-  RMSNorm,
-  rotary,
+  Variant,
+  attention,
+  make_norm,
 )
 
 Tree = dict[str, Any]
@@ -49,35 +52,63 @@ REMAT_POLICIES = {
 
 
 class Layer(nnx.Module):
-  """One pre-norm transformer block (or, before the scan slices it, the whole stack of them)."""
+  """One transformer block (or, before the scan slices it, the whole stack of them).
 
-  def __init__(self, cfg: ModelConfig, adapted: frozenset[str]):
+  Norms stand before each half (`pre`), after it (`post`) or on both sides (`both`).
+  """
+
+  def __init__(self, cfg: ModelConfig, variant: Variant):
     stack = cfg.num_layers
-    self.attn_norm = RMSNorm((stack,), cfg.hidden_size, cfg.norm_eps)
-    self.attn = Attention(cfg, stack, adapted)
-    self.mlp_norm = RMSNorm((stack,), cfg.hidden_size, cfg.norm_eps)
-    self.mlp = GatedMLP(cfg, stack, adapted)
+    norm = lambda wanted: make_norm(cfg, (stack,), cfg.hidden_size) if wanted else None
+    before, after = cfg.norm_order != 'post', cfg.norm_order != 'pre'
+    self.attn_norm, self.attn_post_norm = norm(before), norm(after)
+    self.attn = Attention(cfg, stack, variant)
+    self.mlp_norm, self.mlp_post_norm = norm(before), norm(after)
+    self.mlp = GatedMLP(cfg, stack, variant)
+    self.residual_scale = cfg.residual_scale
+
+  def __call__(
+    self,
+    h: jax.Array,
+    rope: tuple[jax.Array, jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    lora: LoraCall,
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+  ) -> jax.Array:
+    """`[B,T,D]` to `[B,T,D]`; `attend` turns q, k, v `[B,T,heads,H]` into `[B,T,N*H]`."""
+    x = h if self.attn_norm is None else self.attn_norm(h)
+    x = self.attn.o(attend(*self.attn.project(x, rope, lora)), lora)
+    h = constrain(self._add(h, x if self.attn_post_norm is None else self.attn_post_norm(x)))
+    x = h if self.mlp_norm is None else self.mlp_norm(h)
+    x = self.mlp(x, lora)
+    return constrain(self._add(h, x if self.mlp_post_norm is None else self.mlp_post_norm(x)))
+
+  def _add(self, h: jax.Array, x: jax.Array) -> jax.Array:
+    return h + x if self.residual_scale == 1.0 else h + x * self.residual_scale
 
 
 class Decoder(nnx.Module):
   """Container of all parameters; the forward is `forward` and `decode` below."""
 
-  def __init__(self, cfg: ModelConfig, adapted: frozenset[str]):
-    self.embed = Embedding(cfg.vocab_size, cfg.hidden_size)
-    self.layers = Layer(cfg, adapted)
-    self.final_norm = RMSNorm((), cfg.hidden_size, cfg.norm_eps)
-    self.head = None if cfg.tie_embeddings else Head(cfg.hidden_size, cfg.vocab_size)
+  def __init__(self, cfg: ModelConfig, variant: Variant):
+    self.embed = Embedding(cfg.padded_vocab, cfg.hidden_size)
+    self.layers = Layer(cfg, variant)
+    self.final_norm = make_norm(cfg, (), cfg.hidden_size)
+    self.head = None if cfg.tie_embeddings else Head(cfg.hidden_size, cfg.padded_vocab)
 
 
 @functools.lru_cache(maxsize=64)
-def _graph(cfg: ModelConfig, adapted: frozenset[str]) -> nnx.GraphDef:
-  return nnx.split(nnx.eval_shape(lambda: Decoder(cfg, adapted)), nnx.Param, LoraParam)[0]
+def _graph(cfg: ModelConfig, variant: Variant) -> nnx.GraphDef:
+  return nnx.split(nnx.eval_shape(lambda: Decoder(cfg, variant)), nnx.Param, LoraParam)[0]
 
 
 def _merge(cfg: ModelConfig, base: Tree, adapter: Tree | None) -> Decoder:
   modules = (adapter or {}).get('layers', {})
-  adapted = frozenset(f'{block}/{name}' for block, inner in modules.items() for name in inner)
-  return nnx.merge(_graph(cfg, adapted), nnx.State(base), nnx.State(adapter or {}))
+  variant = Variant(
+    adapted=frozenset(f'{block}/{name}' for block, inner in modules.items() for name in inner),
+    quantized='kernel_scale' in base['layers']['attn']['q'],
+  )
+  return nnx.merge(_graph(cfg, variant), nnx.State(base), nnx.State(adapter or {}))
 
 
 def head_kernel(base: Tree) -> jax.Array:
@@ -85,7 +116,7 @@ def head_kernel(base: Tree) -> jax.Array:
   return base['head']['kernel'] if 'head' in base else base['embed']['embedding'].T
 
 
-def causal_mask(positions: jax.Array, segments: jax.Array) -> jax.Array:
+def causal_mask(segments: jax.Array) -> jax.Array:
   """`[B,T,T]` mask: a token sees itself and earlier tokens of its own segment.
 
   Padding (segment 0) sees padding, so that no softmax is empty; its loss weight is 0.
@@ -130,28 +161,30 @@ def forward(
     `[B,T,D]` in `dtype`.
   """
   model = _merge(cfg, base, adapter)
-  rope = rotary(positions, cfg.head_dim, cfg.rope_theta, dtype)
-  mask = causal_mask(positions, segments)
+  lengths = rope_lib.segment_lengths(positions, segments) if cfg.length_dependent else positions
+  rope = rope_lib.tables(cfg.ropes, positions, lengths, dtype)
+  mask = causal_mask(segments)
+  index = jnp.arange(tokens.shape[1])
+  distance = (index[:, None] - index[None, :])[None]
   constrain = _row_sharded(mesh)
   graph, stacked = nnx.split(model.layers)
   scale = jnp.ones(cfg.num_layers, jnp.float32) if lora_scale is None else lora_scale
   keys = None if dropout_key is None else jax.random.split(dropout_key, cfg.num_layers)
 
   def block(h, slices):
-    state, layer_scale, key = slices
+    state, layer_scale, key, (which, window) = slices
     layer = nnx.merge(graph, state)
-    lora = LoraCall(layer_scale, dropout_rate, key)
     h = checkpoint_name(h, 'layer_input')
-    q, k, v = layer.attn.project(layer.attn_norm(h), rope, lora)
-    h = constrain(h + layer.attn.attend(q, k, v, mask, lora))
-    h = constrain(h + layer.mlp(layer.mlp_norm(h), lora))
-    return h, None
+    seen = mask if window is None else mask & (distance < window)
+    attend = functools.partial(_attend, cfg, mask=seen)
+    lora = LoraCall(layer_scale, dropout_rate, key)
+    return layer(h, _pick(rope, which), attend, lora, constrain), None
 
   if REMAT_POLICIES[remat] is not None:
     block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=False)
-  h = constrain(model.embed(tokens, dtype))
-  h, _ = jax.lax.scan(block, h, (stacked, scale, keys))
-  return model.final_norm(h)
+  h = constrain(_embed(cfg, model, tokens, dtype))
+  h, _ = jax.lax.scan(block, h, (stacked, scale, keys, _layer_switches(cfg)))
+  return _finish(cfg, model, h)
 
 
 def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) -> Tree:
@@ -169,6 +202,7 @@ def decode(
   *,
   adapter: Tree | None = None,
   lora_scale: jax.Array | None = None,
+  lengths: jax.Array | None = None,
   dtype: jnp.dtype = jnp.bfloat16,
 ) -> tuple[jax.Array, Tree]:
   """Runs `[B,T]` new tokens against a cache, writing their keys and values into it.
@@ -179,39 +213,78 @@ def decode(
   Args:
     positions: `[B,T]` int32 slots to write; equal to each token's position.
     cache: From `init_cache`.
+    lengths: `[B,T]` length of each token's text so far, for the kinds of rope that depend on it;
+      by default the token's position and one.
 
   Returns:
     Hidden states `[B,T,D]` and the updated cache.
   """
   model = _merge(cfg, base, adapter)
-  rope = rotary(positions, cfg.head_dim, cfg.rope_theta, dtype)
+  rope = rope_lib.tables(cfg.ropes, positions, positions + 1 if lengths is None else lengths, dtype)
   slots = jnp.arange(cache['k'].shape[2])
   mask = slots[None, None, :] <= positions[:, :, None]
+  distance = positions[:, :, None] - slots[None, None, :]
   rows = jnp.arange(tokens.shape[0])[:, None]
   graph, stacked = nnx.split(model.layers)
   scale = jnp.ones(cfg.num_layers, jnp.float32) if lora_scale is None else lora_scale
 
   def block(carry, slices):
     h, cache = carry
-    state, layer_scale, index = slices
+    state, layer_scale, number, (which, window) = slices
     layer = nnx.merge(graph, state)
-    lora = LoraCall(layer_scale, None, None)
-    q, k, v = layer.attn.project(layer.attn_norm(h), rope, lora)
-    # The cache is a carry, written in place: as a scanned input and output it would be copied.
-    cache = {
-      'k': cache['k'].at[index, rows, positions].set(k),
-      'v': cache['v'].at[index, rows, positions].set(v),
-    }
-    keys = jax.lax.dynamic_index_in_dim(cache['k'], index, keepdims=False)
-    values = jax.lax.dynamic_index_in_dim(cache['v'], index, keepdims=False)
-    h = h + layer.attn.attend(q, keys, values, mask, lora)
-    h = h + layer.mlp(layer.mlp_norm(h), lora)
+    seen = mask if window is None else mask & (distance < window)
+
+    def attend(q, k, v):
+      # The cache is a carry, written in place: as a scanned input and output it would be copied.
+      nonlocal cache
+      cache = {
+        'k': cache['k'].at[number, rows, positions].set(k),
+        'v': cache['v'].at[number, rows, positions].set(v),
+      }
+      keys, values = (
+        jax.lax.dynamic_index_in_dim(cache[name], number, keepdims=False) for name in 'kv'
+      )
+      return _attend(cfg, q, keys, values, mask=seen)
+
+    h = layer(h, _pick(rope, which), attend, LoraCall(layer_scale, None, None))
     return (h, cache), None
 
-  layers = jnp.arange(cfg.num_layers)
+  numbers = jnp.arange(cfg.num_layers)
+  h = _embed(cfg, model, tokens, dtype)
+  (h, cache), _ = jax.lax.scan(block, (h, cache), (stacked, scale, numbers, _layer_switches(cfg)))
+  return _finish(cfg, model, h), cache
+
+
+def _layer_switches(cfg: ModelConfig) -> tuple[jax.Array | None, jax.Array | None]:
+  """Which rope and what window each layer has, `[L]` each; None where all layers are alike."""
+  which = jnp.asarray(cfg.layer_ropes, jnp.int32) if len(cfg.ropes) > 1 else None
+  if not any(cfg.windows):
+    return which, None
+  widest = jnp.iinfo(jnp.int32).max
+  return which, jnp.asarray([window or widest for window in cfg.windows], jnp.int32)
+
+
+def _pick(
+  rope: tuple[jax.Array, jax.Array], which: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  cos, sin = rope
+  return (cos[0], sin[0]) if which is None else (cos[which], sin[which])
+
+
+def _attend(cfg: ModelConfig, q, k, v, *, mask: jax.Array) -> jax.Array:
+  return attention(q, k, v, mask, scale=cfg.query_scale, softcap=cfg.attn_softcap)
+
+
+def _embed(cfg: ModelConfig, model: Decoder, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
   h = model.embed(tokens, dtype)
-  (h, cache), _ = jax.lax.scan(block, (h, cache), (stacked, scale, layers))
-  return model.final_norm(h), cache
+  # Rounded to the dtype first, as transformers does.
+  return h if cfg.embed_scale == 1.0 else h * jnp.asarray(cfg.embed_scale, dtype)
+
+
+def _finish(cfg: ModelConfig, model: Decoder, h: jax.Array) -> jax.Array:
+  """The final norm, and the factor of the logits, which the head is linear in."""
+  h = model.final_norm(h)
+  return h if cfg.logit_scale == 1.0 else h * jnp.asarray(cfg.logit_scale, h.dtype)
 
 
 def _row_sharded(mesh: Mesh | None):

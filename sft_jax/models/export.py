@@ -63,12 +63,11 @@ def export_hf(
   """
   if dtype not in DTYPES:
     raise UserError(f'unknown dtype {dtype!r}', 'config.export', f'use {", ".join(DTYPES)}')
-  names = {row.path: hf.hf_names(row, cfg) for row in families.rows(cfg)}
   itemsize = 4 if dtype == 'float32' else 2
   sizes = {
-    name: itemsize * math.prod(shape) // len(names[path])
-    for path, shape in families.shapes(cfg).items()
-    for name in names[path]
+    name: itemsize * math.prod(families.stored_shape(row, cfg))
+    for row in families.rows(cfg)
+    for name in hf.hf_names(row, cfg)
   }
   shards = _shards(sizes, max_shard_bytes)
   with new_directory(out_dir) as directory:
@@ -113,20 +112,32 @@ def _tensors(cfg: ModelConfig, params: trees.Tree, dtype: str) -> Iterator[tuple
 
   target = np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
   flat = trees.flatten(params)
-  by_path = {row.path: row for row in families.rows(cfg)}
   for path, shape in families.shapes(cfg).items():
-    row, names = by_path[path], hf.hf_names(by_path[path], cfg)
     if flat[path].shape != shape:
       raise ValueError(f'{path} has shape {flat[path].shape}, not {shape}')
-    value = to_host(flat[path])
-    for name, part in zip(names, value if path.startswith('layers/') else [value], strict=True):
+  pieces: dict[str, list[families.Row]] = {}
+  for row in families.rows(cfg):
+    pieces.setdefault(row.hf, []).append(row)
+  for rows in pieces.values():
+    values = [to_host(flat[row.path]) for row in rows]
+    for layer, name in enumerate(hf.hf_names(rows[0], cfg)):
+      parts = [
+        _as_stored(row, cfg, value[layer] if row.path.startswith('layers/') else value)
+        for row, value in zip(rows, values, strict=True)
+      ]
       with np.errstate(over='ignore'):
-        stored = np.ascontiguousarray(part.T if row.transposed else part).astype(target)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        stored = np.ascontiguousarray(whole).astype(target)
       if dtype == 'float16' and not np.isfinite(stored).all():
         raise UserError(
           f'tensor {name} does not fit float16', 'config.export', 'export as bfloat16'
         )
       yield name, stored
+
+
+def _as_stored(row: families.Row, cfg: ModelConfig, value: np.ndarray) -> np.ndarray:
+  """One layer of a parameter in a checkpoint's orientation, without a padded vocabulary's tail."""
+  return (value.T if row.transposed else value)[: families.extent(row, cfg)[1]]
 
 
 def _take(

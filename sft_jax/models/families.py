@@ -6,7 +6,10 @@ statistics. A parameter that stands in no row cannot exist.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
+
+Window = Literal['', 'all', 'tail', 'pattern', 'no_rope']
+Ropes = Literal['one', 'local_global', 'some_layers', 'longrope']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Row:
     transposed: Hugging Face stores `[out, in]` where we keep `[in, out]`.
     decay: Whether weight decay applies.
     when: Name of the boolean `ModelConfig` field this row depends on ('!' negates), or ''.
+    fused: Axes that the tensor holds one after the other along its first axis; this row is the
+      one of them called `axes[-1]`, at place `piece`. () where the tensor is the row's alone.
+    piece: See `fused`.
   """
 
   path: str
@@ -28,61 +34,273 @@ class Row:
   transposed: bool = False
   decay: bool = True
   when: str = ''
+  fused: tuple[str, ...] = ()
+  piece: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """Rows, the config switches whose listed values we implement, and tensors to ignore."""
+  """What an architecture is.
+
+  Attributes:
+    rows: Its parameters.
+    defaults: Keys of its config that we read, with the defaults transformers gives them; they add
+      to `DEFAULTS`. A key that stands in neither is not the architecture's, whatever a file says.
+    switches: Keys of which we implement the listed values only; they add to `SWITCHES`.
+    fixed: `ModelConfig` fields that are the same for every model of the architecture.
+    scaled_embedding: Embeddings are multiplied by the root of the hidden size.
+    window: Which layers have a sliding window, where `layer_types` does not say it: 'all', 'tail'
+      (from `max_window_layers` on), 'pattern' (all but every n-th), 'no_rope', or '' for never.
+    ropes: 'one' for all layers, 'local_global' (layers with a window have their own),
+      'some_layers' (the others have no positions), 'longrope' (one, with Phi-3's names).
+    ignored: Patterns of tensors that are no parameters.
+  """
 
   rows: tuple[Row, ...]
-  switches: Mapping[str, tuple[Any, ...]]
-  ignored: tuple[str, ...] = ()
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  switches: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  scaled_embedding: bool = False
+  window: Window = ''
+  ropes: Ropes = 'one'
+  ignored: tuple[str, ...] = (r'.*rotary_emb\.inv_freq',)
+
+
+# Of every architecture, unless it says otherwise.
+DEFAULTS: dict[str, Any] = {
+  'max_position_embeddings': 2048,
+  'num_key_value_heads': None,
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 10_000.0,
+  'tie_word_embeddings': False,
+}
+SWITCHES: dict[str, tuple[Any, ...]] = {
+  'hidden_act': ('silu',),
+  'attention_dropout': (0, None),
+  'partial_rotary_factor': (1, None),
+  'quantization_config': (None,),
+}
+
+_LAYER = 'model.layers.{l}'
 
 
 def _linear(path: str, hf: str, axes: tuple[str, str], bias: str) -> tuple[Row, ...]:
   return (
-    Row(f'{path}/kernel', f'{hf}.weight', axes, transposed=True),
-    Row(f'{path}/bias', f'{hf}.bias', axes[1:], decay=False, when=bias),
+    Row(f'layers/{path}/kernel', f'{_LAYER}.{hf}.weight', axes, transposed=True),
+    Row(f'layers/{path}/bias', f'{_LAYER}.{hf}.bias', axes[1:], decay=False, when=bias),
   )
 
 
-_LLAMA_ROWS = (
-  Row('embed/embedding', 'model.embed_tokens.weight', ('vocab', 'embed')),
-  Row('layers/attn_norm/scale', 'model.layers.{l}.input_layernorm.weight', ('norm',), decay=False),
-  *_linear(
-    'layers/attn/q', 'model.layers.{l}.self_attn.q_proj', ('embed', 'heads'), 'attention_bias'
-  ),
-  *_linear(
-    'layers/attn/k', 'model.layers.{l}.self_attn.k_proj', ('embed', 'kv_heads'), 'attention_bias'
-  ),
-  *_linear(
-    'layers/attn/v', 'model.layers.{l}.self_attn.v_proj', ('embed', 'kv_heads'), 'attention_bias'
-  ),
-  *_linear(
-    'layers/attn/o', 'model.layers.{l}.self_attn.o_proj', ('heads', 'embed'), 'attention_bias'
-  ),
-  Row(
-    'layers/mlp_norm/scale',
-    'model.layers.{l}.post_attention_layernorm.weight',
-    ('norm',),
-    decay=False,
-  ),
-  *_linear('layers/mlp/gate', 'model.layers.{l}.mlp.gate_proj', ('embed', 'mlp'), 'mlp_bias'),
-  *_linear('layers/mlp/up', 'model.layers.{l}.mlp.up_proj', ('embed', 'mlp'), 'mlp_bias'),
-  *_linear('layers/mlp/down', 'model.layers.{l}.mlp.down_proj', ('mlp', 'embed'), 'mlp_bias'),
-  Row('final_norm/scale', 'model.norm.weight', ('norm',), decay=False),
-  Row('head/kernel', 'lm_head.weight', ('embed', 'vocab'), transposed=True, when='!tie_embeddings'),
+def _fused(hf: str, paths: Mapping[str, str]) -> tuple[Row, ...]:
+  """Rows {path: its outputs' axis} of one tensor that holds them all."""
+  outputs = tuple(paths.values())
+  return tuple(
+    Row(
+      f'layers/{path}/kernel',
+      f'{_LAYER}.{hf}.weight',
+      ('embed', axis),
+      transposed=True,
+      fused=outputs,
+      piece=piece,
+    )
+    for piece, (path, axis) in enumerate(paths.items())
+  )
+
+
+def _norms(names: Mapping[str, str], axis: str = 'norm') -> tuple[Row, ...]:
+  """Rows of norms {path: name in a layer}."""
+  return tuple(
+    Row(f'layers/{path}/scale', f'{_LAYER}.{name}.weight', (axis,), decay=False)
+    for path, name in names.items()
+  )
+
+
+_EMBED = Row('embed/embedding', 'model.embed_tokens.weight', ('vocab', 'embed'))
+_FINAL_NORM = Row('final_norm/scale', 'model.norm.weight', ('norm',), decay=False)
+_HEAD = Row(
+  'head/kernel', 'lm_head.weight', ('embed', 'vocab'), transposed=True, when='!tie_embeddings'
 )
+_O = _linear('attn/o', 'self_attn.o_proj', ('heads', 'embed'), 'o_bias')
+_DOWN = _linear('mlp/down', 'mlp.down_proj', ('mlp', 'embed'), 'mlp_bias')
+_LINEARS = (
+  *_linear('attn/q', 'self_attn.q_proj', ('embed', 'heads'), 'qkv_bias'),
+  *_linear('attn/k', 'self_attn.k_proj', ('embed', 'kv_heads'), 'qkv_bias'),
+  *_linear('attn/v', 'self_attn.v_proj', ('embed', 'kv_heads'), 'qkv_bias'),
+  *_O,
+  *_linear('mlp/gate', 'mlp.gate_proj', ('embed', 'mlp'), 'mlp_bias'),
+  *_linear('mlp/up', 'mlp.up_proj', ('embed', 'mlp'), 'mlp_bias'),
+  *_DOWN,
+)
+_PRE_NORMS = {'attn_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
+_QK_NAMES = {'attn/q_norm': 'self_attn.q_norm', 'attn/k_norm': 'self_attn.k_norm'}
+_QK_NORMS = _norms(_QK_NAMES, 'head')
+
+_LLAMA_ROWS = (_EMBED, *_norms(_PRE_NORMS), *_LINEARS, _FINAL_NORM, _HEAD)
+_GEMMA_ROWS = (
+  _EMBED,
+  *_norms(
+    {
+      'attn_norm': 'input_layernorm',
+      'attn_post_norm': 'post_attention_layernorm',
+      'mlp_norm': 'pre_feedforward_layernorm',
+      'mlp_post_norm': 'post_feedforward_layernorm',
+    }
+  ),
+  *_LINEARS,
+  _FINAL_NORM,
+  _HEAD,
+)
+_GEMMA_DEFAULTS = {
+  'attention_bias': False,
+  'attn_logit_softcapping': 50.0,
+  'final_logit_softcapping': 30.0,
+  'head_dim': 256,
+  'layer_types': None,
+  'max_position_embeddings': 8192,
+  'num_key_value_heads': 4,
+  'query_pre_attn_scalar': 256,
+  'sliding_window': 4096,
+  'tie_word_embeddings': True,
+}
+_GEMMA_SWITCHES = {
+  'hidden_act': ('gelu_pytorch_tanh', 'gelu', None),  # of older files; nothing reads it
+  'hidden_activation': ('gelu_pytorch_tanh',),
+  'use_bidirectional_attention': (None, False),
+}
+_GEMMA_FIXED = {'norm_order': 'both', 'norm_offset': True, 'activation': 'gelu_tanh'}
+_QWEN_DEFAULTS = {
+  'layer_types': None,
+  'max_position_embeddings': 32_768,
+  'max_window_layers': 28,
+  'num_key_value_heads': 32,
+  'sliding_window': 4096,
+  'use_sliding_window': False,
+}
 
 FAMILIES: dict[str, Family] = {
   'LlamaForCausalLM': Family(
     rows=_LLAMA_ROWS,
-    switches={
-      'hidden_act': ('silu',),
-      'quantization_config': (None,),
-      'pretraining_tp': (1,),
+    defaults={'attention_bias': False, 'mlp_bias': False},
+    switches={'pretraining_tp': (1,)},
+  ),
+  'MistralForCausalLM': Family(
+    rows=_LLAMA_ROWS,
+    defaults={
+      'max_position_embeddings': 131_072,
+      'num_key_value_heads': 8,
+      'sliding_window': 4096,
     },
-    ignored=(r'.*rotary_emb\.inv_freq',),
+    window='all',
+  ),
+  'Qwen2ForCausalLM': Family(
+    rows=_LLAMA_ROWS, defaults=_QWEN_DEFAULTS, fixed={'qkv_bias': True}, window='tail'
+  ),
+  'Qwen3ForCausalLM': Family(
+    rows=(*_LLAMA_ROWS, *_QK_NORMS),
+    defaults={**_QWEN_DEFAULTS, 'attention_bias': False, 'head_dim': 128},
+    fixed={'qk_norm': 'head'},
+    window='tail',
+  ),
+  'Gemma2ForCausalLM': Family(
+    rows=_GEMMA_ROWS,
+    defaults=_GEMMA_DEFAULTS,
+    switches=_GEMMA_SWITCHES,
+    fixed=_GEMMA_FIXED,
+    scaled_embedding=True,
+    window='pattern',
+  ),
+  'Gemma3ForCausalLM': Family(
+    rows=(*_GEMMA_ROWS, *_QK_NORMS),
+    defaults={
+      **_GEMMA_DEFAULTS,
+      'attn_logit_softcapping': None,
+      'final_logit_softcapping': None,
+      'max_position_embeddings': 131_072,
+      'rope_local_base_freq': 10_000.0,
+      'rope_theta': 1_000_000.0,
+      'sliding_window_pattern': 6,
+    },
+    switches=_GEMMA_SWITCHES,
+    fixed={**_GEMMA_FIXED, 'qk_norm': 'head'},
+    scaled_embedding=True,
+    window='pattern',
+    ropes='local_global',
+  ),
+  'OlmoForCausalLM': Family(
+    rows=(_EMBED, *_LINEARS, _HEAD),
+    defaults={'attention_bias': False, 'clip_qkv': None},
+    fixed={'norm': 'layer', 'norm_eps': 1e-5},
+  ),
+  'Olmo2ForCausalLM': Family(
+    rows=(
+      _EMBED,
+      *_norms(
+        {
+          'attn_post_norm': 'post_attention_layernorm',
+          'mlp_post_norm': 'post_feedforward_layernorm',
+        }
+      ),
+      *_LINEARS,
+      *_norms({'attn/q_norm': _QK_NAMES['attn/q_norm']}, 'heads'),
+      *_norms({'attn/k_norm': _QK_NAMES['attn/k_norm']}, 'kv_heads'),
+      _FINAL_NORM,
+      _HEAD,
+    ),
+    defaults={'attention_bias': False, 'rms_norm_eps': 1e-5},
+    fixed={'norm_order': 'post', 'qk_norm': 'projection'},
+  ),
+  'SmolLM3ForCausalLM': Family(
+    rows=_LLAMA_ROWS,
+    defaults={
+      'attention_bias': False,
+      'layer_types': None,
+      'max_position_embeddings': 32_768,
+      'mlp_bias': False,
+      'no_rope_layer_interval': 4,
+      'no_rope_layers': None,
+      'num_key_value_heads': 4,
+      'rope_theta': 2_000_000.0,
+      'sliding_window': None,
+      'tie_word_embeddings': True,
+      'use_sliding_window': False,
+    },
+    window='no_rope',
+    ropes='some_layers',
+  ),
+  'Phi3ForCausalLM': Family(
+    rows=(
+      _EMBED,
+      *_norms(_PRE_NORMS),
+      *_fused(
+        'self_attn.qkv_proj', {'attn/q': 'heads', 'attn/k': 'kv_heads', 'attn/v': 'kv_heads'}
+      ),
+      _O[0],
+      *_fused('mlp.gate_up_proj', {'mlp/gate': 'mlp', 'mlp/up': 'mlp'}),
+      _DOWN[0],
+      _FINAL_NORM,
+      _HEAD,
+    ),
+    defaults={
+      'max_position_embeddings': 4096,
+      'original_max_position_embeddings': 4096,
+      'partial_rotary_factor': None,
+      'rms_norm_eps': 1e-5,
+      'sliding_window': None,
+    },
+    switches={'resid_pdrop': (0, None), 'embd_pdrop': (0, None)},
+    window='all',
+    ropes='longrope',
+  ),
+  'GraniteForCausalLM': Family(
+    rows=_LLAMA_ROWS,
+    defaults={
+      'attention_bias': False,
+      'attention_multiplier': 1.0,
+      'embedding_multiplier': 1.0,
+      'logits_scaling': 1.0,
+      'mlp_bias': False,
+      'residual_multiplier': 1.0,
+    },
   ),
 }
 
@@ -95,18 +313,38 @@ def rows(cfg: Any) -> Iterator[Row]:
       yield row
 
 
-def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
-  """Shape of every parameter of `cfg`, stacked over layers, by path."""
-  sizes = {
-    'vocab': cfg.vocab_size,
+def axis_sizes(cfg: Any) -> dict[str, int]:
+  """Size of every logical axis."""
+  return {
+    'vocab': cfg.padded_vocab,
     'embed': cfg.hidden_size,
     'norm': cfg.hidden_size,
+    'head': cfg.head_dim,
     'heads': cfg.num_heads * cfg.head_dim,
     'kv_heads': cfg.num_kv_heads * cfg.head_dim,
     'mlp': cfg.intermediate_size,
   }
+
+
+def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
+  """Shape of every parameter of `cfg`, stacked over layers, by path."""
+  sizes = axis_sizes(cfg)
   return {
     row.path: (cfg.num_layers,) * row.path.startswith('layers/')
     + tuple(sizes[axis] for axis in row.axes)
     for row in rows(cfg)
   }
+
+
+def extent(row: Row, cfg: Any) -> tuple[int, int, int]:
+  """Where `row` lies along the first axis of its tensor: its start, its length, the tensor's."""
+  sizes = axis_sizes(cfg) | {'vocab': cfg.vocab_size}
+  outputs = row.fused or (row.axes[-1] if row.transposed else row.axes[0],)
+  lengths = [sizes[axis] for axis in outputs]
+  return sum(lengths[: row.piece]), lengths[row.piece], sum(lengths)
+
+
+def stored_shape(row: Row, cfg: Any) -> tuple[int, ...]:
+  """Shape of the row's tensor in a checkpoint."""
+  rest = row.axes[:-1] if row.transposed else row.axes[1:]
+  return (extent(row, cfg)[2], *(axis_sizes(cfg)[axis] for axis in rest))

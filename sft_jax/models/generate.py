@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.models import decoder
+from sft_jax.models import head as head_lib
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel.compile import exact_jit
 
@@ -28,10 +29,13 @@ def _generate(cfg, base, adapter, lora_scale, tokens, lengths, stop_ids, max_new
     decoder.decode, cfg, base, adapter=adapter, lora_scale=lora_scale, dtype=dtype
   )
   head = decoder.head_kernel(base)
-  greedy = lambda h: jnp.argmax((h @ head.astype(dtype)).astype(jnp.float32), axis=-1)
+  # A soft cap of the logits changes no order.
+  logits = lambda h: head_lib.without_padding(h @ head.astype(dtype), cfg.vocab_size)
+  greedy = lambda h: jnp.argmax(logits(h).astype(jnp.float32), axis=-1)
   positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
   cache = decoder.init_cache(cfg, rows, width + max_new, dtype)
-  hidden, cache = run(tokens, positions, cache)
+  texts = jnp.broadcast_to(lengths[:, None], (rows, width))
+  hidden, cache = run(tokens, positions, cache, lengths=texts)
   last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
   stops = lambda token: (token[:, None] == stop_ids[None, :]).any(axis=-1)
 

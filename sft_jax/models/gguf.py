@@ -4,12 +4,14 @@ Tensors are dequantised lazily, one read at a time, to float32; names, row order
 those of Hugging Face. Training writes no GGUF.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.models import gguf_format, source
+from sft_jax.models import gguf_format, rope, source
 from sft_jax.utils.errors import UserError
 
 # GGUF architecture -> Hugging Face class. Mixtral is also called 'llama', with experts.
@@ -34,6 +36,8 @@ _LAYER = {
   'ffn_down': 'mlp.down_proj',
 }
 _PLAIN = ('F32', 'F16', 'BF16')
+# What llama.cpp divides the rotary frequencies of Llama 3.1 and later by.
+_ROPE_FACTORS = 'rope_freqs.weight'
 
 
 class GgufCheckpoint(source.Checkpoint):
@@ -52,7 +56,8 @@ class GgufCheckpoint(source.Checkpoint):
     self.license = str(self._contents.metadata.get('general.license', ''))
     self._entries: dict[str, gguf_format.Entry] = {}
     for raw, entry in self._contents.tensors.items():
-      self._entries[_hf_name(raw, path)] = entry
+      if raw != _ROPE_FACTORS:  # they went into the config
+        self._entries[_hf_name(raw, path)] = entry
     self.tensors = {
       key: source.TensorInfo(entry.shape, entry.type_name) for key, entry in self._entries.items()
     }
@@ -120,12 +125,6 @@ def _hf_name(raw: str, path: Path) -> str:
   parts = raw.split('.')
   if len(parts) == 4 and parts[0] == 'blk' and parts[1].isdigit() and parts[2] in _LAYER:
     return f'model.layers.{parts[1]}.{_LAYER[parts[2]]}.{parts[3]}'
-  if raw == 'rope_freqs.weight':
-    raise UserError(
-      'scaled rotary frequencies are not implemented',
-      f'{path}: {raw}',
-      'use a model with plain rotary embeddings',
-    )
   raise UserError(f'unknown tensor {raw}', str(path), 'this file is no plain Llama model')
 
 
@@ -195,9 +194,52 @@ def _hf_config(contents: gguf_format.Contents, path: Path) -> dict[str, Any]:
   }
   scaling = metadata.get(f'{kind}.rope.scaling.type', 'none')
   if scaling != 'none':
-    config['rope_scaling'] = {'rope_type': scaling}  # ModelConfig refuses what it does not know
+    config['rope_scaling'] = {  # ModelConfig refuses what it does not know
+      'rope_type': scaling,
+      'factor': _short(get('rope.scaling.factor', float)),
+      **({'original_max_position_embeddings': get('rope.scaling.original_context_length', int)}
+         if scaling == 'yarn' else {}),
+    }  # fmt: skip
+  elif _ROPE_FACTORS in contents.tensors:
+    config['rope_scaling'] = _llama3_scaling(contents, config, path)
   for ours, theirs in (('bos', 'bos'), ('eos', 'eos'), ('pad', 'padding')):
     token = metadata.get(f'tokenizer.ggml.{theirs}_token_id')
     if type(token) is int:
       config[f'{ours}_token_id'] = token
   return config
+
+
+def _llama3_scaling(
+  contents: gguf_format.Contents, config: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+  """The rope entry whose frequencies are the plain ones divided by the file's factors.
+
+  Raises:
+    UserError: they are not those of Llama 3.1 or 3.2, whose other numbers the file does not keep.
+  """
+  stored = contents.tensors[_ROPE_FACTORS]
+  width = config['head_dim']
+  fail = UserError(
+    'rotary factors that are not those of Llama 3.1 or 3.2',
+    f'{path}: {_ROPE_FACTORS}',
+    'give the Hugging Face directory of the model',
+  )
+  if stored.type_name != 'F32' or stored.shape != (width // 2,):
+    raise fail
+  factors = np.frombuffer(contents.data, np.float32, width // 2, stored.start)
+  entry = {
+    'rope_type': 'llama3',
+    'factor': _short(float(factors.max(initial=0))),
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+  }
+  if not entry['factor'] > 0:
+    raise fail
+  scaled = rope.parse({'rope_theta': config['rope_theta'], **entry}, width, 8192, str(path))
+  plain = dataclasses.replace(scaled, kind='default')
+  nowhere = np.zeros((1, 1), np.int32)
+  ratio = np.asarray(rope.frequencies(plain, nowhere) / rope.frequencies(scaled, nowhere))
+  if not np.allclose(ratio.ravel(), factors, rtol=1e-4):
+    raise fail
+  return entry

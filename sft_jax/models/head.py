@@ -31,11 +31,13 @@ def target_logprobs(
   chunk: int,
   where: Array | None = None,
   logit_softcap: float | None = None,
+  vocab: int | None = None,
   shards: int = 1,
 ) -> Array:
   """Log-probability of each target, float32 [B,T]; 0 where the mask `where` [B,T] is false.
 
-  Only positions inside the mask are scored. Not differentiable.
+  Only positions inside the mask are scored; columns of `head` from `vocab` on are no tokens. Not
+  differentiable.
   """
   mask = jnp.ones(targets.shape, jnp.float32) if where is None else where.astype(jnp.float32)
   shape = targets.shape
@@ -46,7 +48,7 @@ def target_logprobs(
 
   def body(i: Array, out: Array) -> Array:
     h, t, w = take(hidden, plan, i, chunk)
-    logits, _ = logits_of(h, kernel, logit_softcap)
+    logits, _ = logits_of(h, kernel, logit_softcap, vocab)
     picked = pick(logits, t) - jax.nn.logsumexp(logits, axis=-1)
     return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(w > 0, picked, 0.0), i * chunk, 1)
 
@@ -93,13 +95,27 @@ def take(hidden: Array, plan: Plan, i: Array, chunk: int) -> tuple[Array, Array,
   return jnp.take_along_axis(hidden, index[..., None], axis=1), targets, weights
 
 
-def logits_of(h: Array, kernel: Array, softcap: float | None) -> tuple[Array, Array | None]:
-  """Float32 logits [G,C,V] and, under a soft cap, their derivative by the raw logits."""
+def logits_of(
+  h: Array, kernel: Array, softcap: float | None, vocab: int | None
+) -> tuple[Array, Array | None]:
+  """Float32 logits [G,C,V] and, under a soft cap, their derivative by the raw logits.
+
+  Columns from `vocab` on, which pad the head, get the lowest value there is.
+  """
   logits = jnp.einsum('gcd,dv->gcv', h, kernel, preferred_element_type=jnp.float32)
-  if softcap is None:
-    return logits, None
-  tanh = jnp.tanh(logits / softcap)
-  return softcap * tanh, 1 - jnp.square(tanh)
+  slope = None
+  if softcap is not None:
+    tanh = jnp.tanh(logits / softcap)
+    logits, slope = softcap * tanh, 1 - jnp.square(tanh)
+  return without_padding(logits, vocab), slope
+
+
+def without_padding(logits: Array, vocab: int | None) -> Array:
+  """Logits `[...,V]` under which no column from `vocab` on is ever predicted."""
+  if vocab is None or vocab == logits.shape[-1]:
+    return logits
+  column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  return jnp.where(column < vocab, logits, jnp.finfo(logits.dtype).min)
 
 
 def is_target(logits: Array, targets: Array) -> Array:

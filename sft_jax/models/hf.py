@@ -3,7 +3,10 @@
 Each device's part is made from the slices of the file it needs. Export is in `export.py`.
 """
 
+import dataclasses
+import math
 import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,8 +37,19 @@ def param_shardings(
   )  # fmt: skip
 
 
+def padded_for(cfg: ModelConfig, mesh: Mesh) -> ModelConfig:
+  """`cfg` with a vocabulary that the mesh divides: an uneven one would leave the token table and
+  the head whole on every device."""
+  parts = math.prod(mesh.shape[axis] for axis in rules.LOGICAL_RULES['vocab'])
+  return dataclasses.replace(cfg, vocab_padding=-cfg.vocab_size % parts)
+
+
 def load_params(
-  ckpt: source.Checkpoint, cfg: ModelConfig, mesh: Mesh, dtype: Any = jnp.float32
+  ckpt: source.Checkpoint,
+  cfg: ModelConfig,
+  mesh: Mesh,
+  dtype: Any = jnp.float32,
+  replace: Callable[[str, jax.Array], Mapping[str, jax.Array]] | None = None,
 ) -> trees.Tree:
   """Loads a checkpoint as a nested dict of sharded arrays, stacked over layers.
 
@@ -44,6 +58,8 @@ def load_params(
     cfg: Shapes to expect.
     mesh: Mesh the arrays are laid out on.
     dtype: Type of the arrays; casting happens before anything reaches a device.
+    replace: Called with each path and array as it arrives, the largest first; what it returns, by
+      path, takes their place.
 
   Raises:
     UserError: a tensor is missing, extra, misshaped, or holds NaN or infinity; a tied checkpoint
@@ -51,11 +67,14 @@ def load_params(
   """
   check_tensors(ckpt, cfg)
   shapes, shardings = families.shapes(cfg), param_shardings(cfg, mesh)
-  flat = {}
+  rows = sorted(families.rows(cfg), key=lambda row: -math.prod(shapes[row.path]))
+  flat: dict[str, jax.Array] = {}
   with ThreadPoolExecutor(_READERS) as pool:
-    for row in families.rows(cfg):
-      read = _Reader(ckpt, row, shapes[row.path], np.dtype(dtype), pool)
-      flat[row.path] = jax.make_array_from_callback(shapes[row.path], shardings[row.path], read)
+    for row in rows:
+      extent = families.extent(row, cfg)[:2]
+      read = _Reader(ckpt, row, extent, shapes[row.path], np.dtype(dtype), pool)
+      array = jax.make_array_from_callback(shapes[row.path], shardings[row.path], read)
+      flat.update(replace(row.path, array) if replace else {row.path: array})
   return trees.unflatten(flat)
 
 
@@ -71,12 +90,11 @@ def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
       str(ckpt.files[0]),
       'config and weights must be of the same model',
     )
-  expected = {}
-  shapes = families.shapes(cfg)
-  for row in families.rows(cfg):
-    shape = shapes[row.path][row.path.startswith('layers/') :]
-    for name in hf_names(row, cfg):
-      expected[name] = shape[::-1] if row.transposed else shape
+  expected = {
+    name: families.stored_shape(row, cfg)
+    for row in families.rows(cfg)
+    for name in hf_names(row, cfg)
+  }
   for name, shape in expected.items():
     if name not in ckpt.tensors:
       raise UserError(
@@ -136,12 +154,14 @@ class _Reader:
     self,
     ckpt: source.Checkpoint,
     row: families.Row,
+    extent: tuple[int, int],
     shape: tuple[int, ...],
     dtype: np.dtype,
     pool: ThreadPoolExecutor,
   ):
+    """`extent`: start and length of the row along the first axis of its tensor."""
     self._ckpt, self._row, self._shape, self._dtype = ckpt, row, shape, dtype
-    self._pool = pool
+    self._extent, self._pool = extent, pool
     self._done: dict[Any, np.ndarray] = {}
 
   def __call__(self, index: tuple[slice, ...] | None) -> np.ndarray:
@@ -154,14 +174,20 @@ class _Reader:
   def _read(self, parts: tuple[tuple[int, int, int], ...]) -> np.ndarray:
     stacked = self._row.path.startswith('layers/')
     out = np.empty([stop - start for start, stop, _ in parts], self._dtype)
-    inner = tuple(slice(start, stop) for start, stop, _ in parts[stacked:])
-    inner = inner[::-1] if self._row.transposed else inner
+    cuts = [(start, stop) for start, stop, _ in parts[stacked:]]
+    (start, stop), *rest = cuts[::-1] if self._row.transposed else cuts
+    first, length = self._extent
+    stop = max(start, min(stop, length))  # what the padding of a vocabulary adds is in no file
+    inner = (slice(first + start, first + stop), *(slice(*cut) for cut in rest))
 
     def one(layer: int, into: np.ndarray) -> None:
       name = self._row.hf.format(l=layer)
-      value = self._ckpt.read(name, inner)
-      _require_finite(value, name, self._ckpt)
-      into[...] = value.T if self._row.transposed else value
+      into = into.T if self._row.transposed else into
+      into[stop - start :] = 0
+      if stop > start:
+        value = self._ckpt.read(name, inner)
+        _require_finite(value, name, self._ckpt)
+        into[: stop - start] = value
 
     if not stacked:
       one(0, out)

@@ -6,10 +6,20 @@ applied on the activation side, `xW + s (xA) B`, so the kernel itself may stay f
 Dimension letters: see the legend in `decoder.py`.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+
+from sft_jax.models.rope import rotate
+
+ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class LoraParam(nnx.Variable):
@@ -60,19 +70,39 @@ def _matmul_bwd(kept, dy):
 matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """What the tree at hand has beside the architecture's own parameters.
+
+  Attributes:
+    adapted: Modules with a low-rank adapter, such as 'attn/q'.
+    quantized: Kernels are small integers with a scale for each output (`quantize.py`).
+  """
+
+  adapted: frozenset[str] = frozenset()
+  quantized: bool = False
+
+
 class Linear(nnx.Module):
   """`y = x W + b`, plus a scaled low-rank term where an adapter is attached."""
 
-  def __init__(self, stack: int, din: int, dout: int, *, bias: bool, adapted: bool, salt: int):
+  def __init__(
+    self, variant: Variant, name: str, stack: int, din: int, dout: int, *, bias: bool, salt: int
+  ):
+    adapted = name in variant.adapted
     self.kernel = nnx.Param(zeros(stack, din, dout))
+    self.kernel_scale = nnx.Param(zeros(stack, 1, dout)) if variant.quantized else None
     self.bias = nnx.Param(zeros(stack, dout)) if bias else None
     self.lora_a = LoraParam(zeros(stack, din, 1)) if adapted else None
     self.lora_b = LoraParam(zeros(stack, 1, dout)) if adapted else None
     self.salt = salt
 
   def __call__(self, x: jax.Array, lora: 'LoraCall | None') -> jax.Array:
+    y = matmul(x, self.kernel[...])
+    if self.kernel_scale is not None:
+      y = y * self.kernel_scale[...].astype(x.dtype)
     # Named here, outside `matmul`: a rematerialisation policy does not look into its derivatives.
-    y = checkpoint_name(matmul(x, self.kernel[...]), 'product')
+    y = checkpoint_name(y, 'product')
     if self.bias is not None:
       bias = self.bias[...].astype(x.dtype)
       y = y + jnp.broadcast_to(bias, y.shape)
@@ -98,17 +128,44 @@ class LoraCall:
 
 
 class RMSNorm(nnx.Module):
-  """Root-mean-square norm with a learned scale, in float32 as in transformers."""
+  """Root-mean-square norm with a learned scale, in float32 as in transformers.
 
-  def __init__(self, stack: tuple[int, ...], dim: int, eps: float):
+  With `offset` the checkpoint stores the scale minus one (Gemma), and the scale too is applied in
+  float32.
+  """
+
+  def __init__(self, stack: tuple[int, ...], dim: int, eps: float, offset: bool = False):
     self.scale = nnx.Param(zeros(*stack, dim))
-    self.eps = eps
+    self.eps, self.offset = eps, offset
 
   def __call__(self, x: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+    if self.offset:
+      scale = 1.0 + self.scale[...].astype(jnp.float32)
+      return (jnp.broadcast_to(scale, x.shape) * normed).astype(x.dtype)
     scale = self.scale[...].astype(x.dtype)
     return jnp.broadcast_to(scale, x.shape) * normed.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainLayerNorm:
+  """Layer norm without parameters (OLMo), in float32."""
+
+  eps: float
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+
+
+def make_norm(cfg, stack: tuple[int, ...], dim: int) -> RMSNorm | PlainLayerNorm:
+  """The norm of this architecture over `dim` components."""
+  if cfg.norm == 'layer':
+    return PlainLayerNorm(cfg.norm_eps)
+  return RMSNorm(stack, dim, cfg.norm_eps, cfg.norm_offset)
 
 
 class Embedding(nnx.Module):
@@ -131,31 +188,48 @@ class Head(nnx.Module):
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions."""
 
-  def __init__(self, cfg, stack: int, adapted: frozenset[str]):
+  def __init__(self, cfg, stack: int, variant: Variant):
     heads, kv_heads = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    dim, bias = cfg.hidden_size, cfg.attention_bias
-    self.q = Linear(stack, dim, heads, bias=bias, adapted='attn/q' in adapted, salt=0)
-    self.k = Linear(stack, dim, kv_heads, bias=bias, adapted='attn/k' in adapted, salt=1)
-    self.v = Linear(stack, dim, kv_heads, bias=bias, adapted='attn/v' in adapted, salt=2)
-    self.o = Linear(stack, heads, dim, bias=bias, adapted='attn/o' in adapted, salt=3)
-    self.head_dim = cfg.head_dim
+    dim, bias = cfg.hidden_size, cfg.qkv_bias
+    self.q = Linear(variant, 'attn/q', stack, dim, heads, bias=bias, salt=0)
+    self.k = Linear(variant, 'attn/k', stack, dim, kv_heads, bias=bias, salt=1)
+    self.v = Linear(variant, 'attn/v', stack, dim, kv_heads, bias=bias, salt=2)
+    self.o = Linear(variant, 'attn/o', stack, heads, dim, bias=cfg.o_bias, salt=3)
+    widths = {'head': (cfg.head_dim,) * 2, 'projection': (heads, kv_heads)}.get(cfg.qk_norm)
+    self.q_norm = make_norm(cfg, (stack,), widths[0]) if widths else None
+    self.k_norm = make_norm(cfg, (stack,), widths[1]) if widths else None
+    self.norm_heads = cfg.qk_norm == 'head'
+    self.head_dim, self.clip = cfg.head_dim, cfg.clip_qkv
 
   def project(
     self, x: jax.Array, rope: tuple[jax.Array, jax.Array], lora: LoraCall | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries `[B,T,N,H]`, rotated keys and values `[B,T,K,H]`."""
-    split = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)
-    q, k, v = (split(proj(x, lora)) for proj in (self.q, self.k, self.v))
+    q, k, v = (proj(x, lora) for proj in (self.q, self.k, self.v))
+    if self.clip is not None:
+      q, k, v = (jnp.clip(y, -self.clip, self.clip) for y in (q, k, v))
+    if not self.norm_heads:
+      q, k = self._normed(q, k)
+    q, k, v = (y.reshape(*y.shape[:-1], -1, self.head_dim) for y in (q, k, v))
+    if self.norm_heads:
+      q, k = self._normed(q, k)
     return rotate(q, *rope), rotate(k, *rope), v
 
-  def attend(
-    self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, lora: LoraCall | None
-  ) -> jax.Array:
-    """Attends `[B,T,N,H]` queries to `[B,S,K,H]` keys under a `[B,T,S]` mask; returns `[B,T,D]`."""
-    return self.o(attention(q, k, v, mask), lora)
+  def _normed(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if self.q_norm is None or self.k_norm is None:
+      return q, k
+    return self.q_norm(q), self.k_norm(k)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  mask: jax.Array,
+  *,
+  scale: float,
+  softcap: float | None = None,
+) -> jax.Array:
   """Softmax attention with grouped heads, in plain XLA; softmax in float32.
 
   Query heads that share a key head are stacked along the rows of one product, which needs no copy
@@ -166,6 +240,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     k: `[B,S,K,H]`, N a multiple of K.
     v: `[B,S,K,H]`.
     mask: bool `[B,T,S]`, true where a query sees a key; no row may be empty.
+    scale: What products of queries and keys are multiplied by.
+    softcap: Scores become `cap * tanh(scores / cap)` before they are masked.
 
   Returns:
     `[B,T,N*H]`.
@@ -174,9 +250,11 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
   shared, slots = k.shape[2], k.shape[1]
   groups = heads // shared
   q = q.reshape(rows, length, shared, groups, width).transpose(0, 2, 3, 1, 4)
-  q = (q * width**-0.5).reshape(rows, shared, groups * length, width)
+  q = (q * scale).reshape(rows, shared, groups * length, width)
   scores = jnp.einsum('bkqh,bskh->bkqs', q, k, preferred_element_type=jnp.float32)
   scores = scores.reshape(rows, shared, groups, length, slots)
+  if softcap is not None:
+    scores = softcap * jnp.tanh(scores / softcap)
   # Not -inf: a whole row of it would make the softmax, and its gradient, NaN.
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -187,30 +265,15 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
 
 
 class GatedMLP(nnx.Module):
-  """SwiGLU feed-forward."""
+  """Gated feed-forward, `W_down(act(x W_gate) * x W_up)`."""
 
-  def __init__(self, cfg, stack: int, adapted: frozenset[str]):
+  def __init__(self, cfg, stack: int, variant: Variant):
     dim, width, bias = cfg.hidden_size, cfg.intermediate_size, cfg.mlp_bias
-    self.gate = Linear(stack, dim, width, bias=bias, adapted='mlp/gate' in adapted, salt=4)
-    self.up = Linear(stack, dim, width, bias=bias, adapted='mlp/up' in adapted, salt=5)
-    self.down = Linear(stack, width, dim, bias=bias, adapted='mlp/down' in adapted, salt=6)
+    self.gate = Linear(variant, 'mlp/gate', stack, dim, width, bias=bias, salt=4)
+    self.up = Linear(variant, 'mlp/up', stack, dim, width, bias=bias, salt=5)
+    self.down = Linear(variant, 'mlp/down', stack, width, dim, bias=bias, salt=6)
+    self.activation = cfg.activation
 
   def __call__(self, x: jax.Array, lora: LoraCall | None) -> jax.Array:
-    return self.down(jax.nn.silu(self.gate(x, lora)) * self.up(x, lora), lora)
-
-
-def rotary(
-  positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines `[B,T,1,H]` of rotary embedding (arXiv 2104.09864), halves convention."""
-  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  frequencies = (1.0 / theta**exponents)[None, None, :]
-  angles = positions.astype(jnp.float32)[..., None] * frequencies
-  angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
-  return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Applies rotary embedding to `[B,T,heads,H]`."""
-  first, second = jnp.split(x, 2, axis=-1)
-  return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    act = ACTIVATIONS[self.activation]
+    return self.down(act(self.gate(x, lora)) * self.up(x, lora), lora)

@@ -60,7 +60,7 @@ def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
       raise UserError(
         f'{part!r} matches no linear module',
         'config.lora.targets',
-        f"use 'all-linear' or some of {', '.join(modules.values())}",
+        f"use 'all-linear' or some of {', '.join(dict.fromkeys(modules.values()))}",
       )
     chosen |= hits
   if not chosen:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.models import export, families, hf_dir, lora, source
+from sft_jax.models import export, families, hf, hf_dir, lora, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils import trees
 from sft_jax.utils.errors import UserError
@@ -21,8 +22,6 @@ _PLAIN = {
   'fan_in_fan_out': (None, False),
   'bias': (None, 'none'),
   'modules_to_save': (None, []),
-  'rank_pattern': (None, {}),
-  'alpha_pattern': (None, {}),
   'lora_bias': (None, False),
   'trainable_token_indices': (None,),
   'target_parameters': (None, []),
@@ -43,11 +42,40 @@ class Imported:
   base_name: str
 
 
-def _tensor_names(cfg: ModelConfig, module: str) -> list[tuple[str, str]]:
-  """Names of the A and B tensors of a module, layer by layer."""
-  hf = {row.path: row.hf for row in families.rows(cfg)}[f'{module}/kernel'].removesuffix('.weight')
-  stems = [f'base_model.model.{hf.format(l=layer)}' for layer in range(cfg.num_layers)]
-  return [(f'{stem}.lora_A.weight', f'{stem}.lora_B.weight') for stem in stems]
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+  """A linear map as checkpoints have it: one of our modules, or several whose kernels are fused.
+
+  Attributes:
+    name: As PEFT users name it, such as `q_proj`.
+    modules: Ours, with where each one's outputs begin and how many they are.
+    outputs: Of all of them.
+    tensors: Names of A and B, layer by layer.
+  """
+
+  name: str
+  modules: dict[str, tuple[int, int]]
+  outputs: int
+  tensors: list[tuple[str, str]]
+
+
+def _stored(cfg: ModelConfig) -> list[_Stored]:
+  """Every linear map of the layers."""
+  found: dict[str, _Stored] = {}
+  for row in families.rows(cfg):
+    module = row.path.removesuffix('/kernel')
+    if module not in lora.linear_modules(cfg):
+      continue
+    start, length, outputs = families.extent(row, cfg)
+    if row.hf not in found:
+      stems = [name.removesuffix('.weight') for name in hf.hf_names(row, cfg)]
+      names = [
+        (f'base_model.model.{stem}.lora_A.weight', f'base_model.model.{stem}.lora_B.weight')
+        for stem in stems
+      ]
+      found[row.hf] = _Stored(lora.linear_modules(cfg)[module], {}, outputs, names)
+    found[row.hf].modules[module] = start, length
+  return list(found.values())
 
 
 def export_peft(
@@ -81,16 +109,14 @@ def export_peft(
     UserError: `out_dir` is something else, the disk is full.
     ValueError: padding beyond `rank` is not zero.
   """
-  flat = trees.flatten(adapter)
-  modules = [m for m in lora.linear_modules(cfg) if f'{m}/lora_a' in flat]
-  tensors = {}
-  for module in modules:
-    a, b = (export.to_host(flat[f'{module}/lora_{side}']) for side in 'ab')
-    if a[:, :, rank:].any() and b[:, rank:].any():
-      raise ValueError(f'{module}: factors beyond rank {rank} are not zero')
-    for layer, (name_a, name_b) in enumerate(_tensor_names(cfg, module)):
-      tensors[name_a] = np.ascontiguousarray(a[layer, :, :rank].T, np.float32)
-      tensors[name_b] = np.ascontiguousarray(b[layer, :rank].T, np.float32)
+  flat = {path: export.to_host(leaf) for path, leaf in trees.flatten(adapter).items()}
+  tensors: dict[str, np.ndarray] = {}
+  ranks: dict[str, int] = {}
+  for stored in _stored(cfg):
+    adapted = [module for module in stored.modules if f'{module}/lora_a' in flat]
+    if adapted:
+      ranks[stored.name] = rank * len(adapted)
+      tensors |= _fuse(stored, adapted, flat, rank)
   base = base_name or (ckpt.name if ckpt else '')
   config = {
     'peft_type': 'LORA',
@@ -100,7 +126,11 @@ def export_peft(
     'r': rank,
     'lora_alpha': int(alpha) if float(alpha).is_integer() else alpha,
     'lora_dropout': dropout,
-    'target_modules': [lora.linear_modules(cfg)[m] for m in modules],
+    'target_modules': list(ranks),
+    'rank_pattern': {name: own for name, own in ranks.items() if own != rank},
+    'alpha_pattern': {
+      name: alpha * own / rank for name, own in ranks.items() if own != rank
+    },
     'bias': 'none',
     'fan_in_fan_out': False,
     'init_lora_weights': True,
@@ -124,6 +154,28 @@ def export_peft(
     (directory / 'README.md').write_text(text, encoding='utf-8')
 
 
+def _fuse(
+  stored: _Stored, adapted: Sequence[str], flat: Mapping[str, np.ndarray], rank: int
+) -> dict[str, np.ndarray]:
+  """Tensors of one linear map. Adapters of fused parts lie side by side: their A stacked, their B
+  on the diagonal, so the rank is the sum of theirs."""
+  tensors = {}
+  for module in adapted:
+    a, b = (flat[f'{module}/lora_{side}'] for side in 'ab')
+    if a[:, :, rank:].any() and b[:, rank:].any():
+      raise ValueError(f'{module}: factors beyond rank {rank} are not zero')
+  for layer, (name_a, name_b) in enumerate(stored.tensors):
+    parts = [flat[f'{module}/lora_a'][layer, :, :rank].T for module in adapted]
+    whole_b = np.zeros((stored.outputs, rank * len(adapted)), np.float32)
+    for i, module in enumerate(adapted):
+      start, length = stored.modules[module]
+      part = flat[f'{module}/lora_b'][layer, :rank].T
+      whole_b[start : start + length, i * rank : (i + 1) * rank] = part
+    tensors[name_a] = np.ascontiguousarray(np.concatenate(parts), np.float32)
+    tensors[name_b] = whole_b
+  return tensors
+
+
 def import_peft(directory: str | os.PathLike[str], cfg: ModelConfig) -> Imported:
   """Reads an adapter that `export_peft` or PEFT wrote.
 
@@ -144,39 +196,80 @@ def import_peft(directory: str | os.PathLike[str], cfg: ModelConfig) -> Imported
   for key, allowed in _PLAIN.items():
     if config.get(key) not in allowed:
       raise UserError(f'{key}={config[key]!r} is not implemented', where, 'train without it')
-  try:
-    rank, alpha = int(config['r']), float(config['lora_alpha'])
-    dropout = float(config.get('lora_dropout') or 0.0)
-    scale = alpha / (rank**0.5 if config.get('use_rslora') else rank)
-  except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
-    raise UserError(f'malformed field: {e}', where, 'restore the file') from e
-  flat, modules = _factors(path / WEIGHTS, cfg, rank, config.get('layers_to_transform') is not None)
+  scaling = _Scaling(config, where)
+  some_layers = config.get('layers_to_transform') is not None
+  flat, modules = _factors(path / WEIGHTS, cfg, scaling, some_layers)
   base = str(config.get('base_model_name_or_path') or '')
-  return Imported(trees.unflatten(flat), rank, alpha, scale, dropout, modules, base)
+  return Imported(
+    trees.unflatten(flat), scaling.widest, scaling.alpha, scaling.scale, scaling.dropout, modules,
+    base,
+  )  # fmt: skip
+
+
+class _Scaling:
+  """Ranks and scales that an adapter's config states.
+
+  Attributes:
+    alpha: Of modules without a pattern.
+    scale: Likewise, alpha over rank (over its root under rsLoRA); the one the tree goes with.
+    widest: The largest rank; narrower factors are padded with zeros.
+    dropout: As trained with.
+  """
+
+  def __init__(self, config: Mapping[str, Any], where: str):
+    try:
+      self._root = bool(config.get('use_rslora'))
+      self._rank, self.alpha = int(config['r']), float(config['lora_alpha'])
+      self._ranks = {k: int(v) for k, v in (config.get('rank_pattern') or {}).items()}
+      self._alphas = {k: float(v) for k, v in (config.get('alpha_pattern') or {}).items()}
+      self.dropout = float(config.get('lora_dropout') or 0.0)
+      self.scale = self._scale(self._rank, self.alpha)
+      # Every pattern must be a plain module name: PEFT also reads them as regular expressions.
+      plain = all(re.fullmatch(r'\w+', key) for key in (*self._ranks, *self._alphas))
+      good = plain and min((self._rank, *self._ranks.values())) > 0 and self.scale > 0
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+      raise UserError(f'malformed field: {e}', where, 'restore the file') from e
+    if not good:
+      raise UserError('ranks or scales of this kind are not read', where, 'train without patterns')
+    self.widest = max((self._rank, *self._ranks.values()))
+
+  def _scale(self, rank: int, alpha: float) -> float:
+    return alpha / (rank**0.5 if self._root else rank)
+
+  def rank(self, name: str) -> int:
+    """Rank of the module PEFT calls `name`."""
+    return self._ranks.get(name, self._rank)
+
+  def relative(self, name: str) -> float:
+    """Its scale over `scale`."""
+    return self._scale(self.rank(name), self._alphas.get(name, self.alpha)) / self.scale
 
 
 def _factors(
-  file: Path, cfg: ModelConfig, rank: int, some_layers: bool
+  file: Path, cfg: ModelConfig, scaling: _Scaling, some_layers: bool
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Stacked float32 factors; layers that a partial adapter leaves out are zero."""
+  """Stacked float32 factors; layers that a partial adapter leaves out are zero.
+
+  A factor A that fused parts share is given to each of them.
+  """
   from safetensors.numpy import load_file
 
   header = hf_dir.read_header(file)
-  stored: dict[str, Any] = load_file(file)
+  tensors: dict[str, Any] = load_file(file)
   shapes, flat, used = families.shapes(cfg), {}, set()
-  modules: Sequence[str] = []
-  for module in lora.linear_modules(cfg):
-    names = _tensor_names(cfg, module)
-    present = {name for pair in names for name in pair} & set(header)
+  modules: list[str] = []
+  for stored in _stored(cfg):
+    present = {name for pair in stored.tensors for name in pair} & set(header)
     if not present:
       continue
-    layers, din, dout = shapes[f'{module}/kernel']
-    a = np.zeros((layers, din, rank), np.float32)
-    b = np.zeros((layers, rank, dout), np.float32)
-    for layer, pair in enumerate(names):
+    rank = scaling.rank(stored.name)
+    layers, din, _ = shapes[f'{next(iter(stored.modules))}/kernel']
+    a = np.zeros((layers, din, scaling.widest), np.float32)
+    b = np.zeros((layers, scaling.widest, stored.outputs), np.float32)
+    for layer, pair in enumerate(stored.tensors):
       if some_layers and not present & set(pair):
         continue
-      for name, into in zip(pair, (a[layer], b[layer]), strict=True):
+      for name, into in zip(pair, (a[layer, :, :rank], b[layer, :rank]), strict=True):
         if name not in header:
           raise UserError(f'tensor {name} is missing', str(file), 'the adapter is incomplete')
         if header[name].shape != into.shape[::-1]:
@@ -185,10 +278,13 @@ def _factors(
             str(file),
             'the adapter is of another base model or rank',
           )
-        into[...] = stored[name].astype(np.float32).T
+        into[...] = tensors[name].astype(np.float32).T
     used |= present
-    modules = [*modules, module]
-    flat[f'{module}/lora_a'], flat[f'{module}/lora_b'] = a, b
+    b *= scaling.relative(stored.name)
+    for module, (start, length) in stored.modules.items():
+      modules.append(module)
+      flat[f'{module}/lora_a'] = a
+      flat[f'{module}/lora_b'] = b[:, :, start : start + length]
   if extra := sorted(set(header) - used):
     raise UserError(
       f'unexpected tensor {extra[0]}', str(file), 'the adapter is of another base model'

@@ -17,6 +17,7 @@ LOGICAL_RULES: dict[str, tuple[str, ...]] = {
   'kv_heads': ('tensor',),
   'mlp': ('tensor',),
   'norm': (),
+  'head': (),
   'layers': (),
   'rank': (),
   'runs': (),

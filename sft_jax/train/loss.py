@@ -41,6 +41,7 @@ class _Static(NamedTuple):
   chunk: int
   train_head: bool
   softcap: float | None
+  vocab: int | None
   kernel: str  # order of the kernel's axes, 'dv' or 'vd'
 
 
@@ -53,6 +54,7 @@ def cross_entropy(
   chunk: int,
   train_head: bool,
   logit_softcap: float | None = None,
+  vocab: int | None = None,
   transposed: bool = False,
   shards: int = 1,
   runs_axis: str | None = None,
@@ -70,6 +72,7 @@ def cross_entropy(
     chunk: Positions of each shard that are scored at a time.
     train_head: Whether the gradient of `head` is computed; without it that gradient is zero.
     logit_softcap: Logits become `cap * tanh(logits / cap)`.
+    vocab: Columns of the head from this one on are padding and never predicted.
     transposed: `head` is [V,D], as a tied token table is; saves transposing it and its gradient.
     shards: Number of equal contiguous pieces the batch axis is divided into across devices.
       Supervised positions are gathered within a piece, never across.
@@ -82,7 +85,7 @@ def cross_entropy(
   hidden, targets, weights = (head_lib.shard(x, shards) for x in (hidden, targets, weights))
   chunk = min(chunk, targets.shape[1])
   plan = head_lib.make_plan(targets, weights, chunk, runs_axis)
-  static = _Static(chunk, train_head, logit_softcap, 'vd' if transposed else 'dv')
+  static = _Static(chunk, train_head, logit_softcap, vocab, 'vd' if transposed else 'dv')
   nll, correct = _fused(static, hidden, head, plan)
   return LossSums(nll, jax.lax.stop_gradient(weights.sum()), correct)
 
@@ -93,7 +96,7 @@ def _score(
   """Weighted nll and weight predicted right of one chunk; with `grad` also d nll/d raw logits."""
   # Inside the loop the transpose folds into the product; outside it would be a copy.
   view = kernel.T if static.kernel == 'vd' else kernel
-  logits, slope = head_lib.logits_of(h, view, static.softcap)
+  logits, slope = head_lib.logits_of(h, view, static.softcap, static.vocab)
   top = logits.max(axis=-1)
   exp = jnp.exp(logits - top[..., None])
   total = exp.sum(axis=-1)

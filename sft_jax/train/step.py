@@ -217,6 +217,8 @@ class TrainStep:
       part['weights'],
       chunk=s.loss_chunk,
       train_head=not lora and s.other_trained,
+      logit_softcap=s.cfg.logit_softcap,
+      vocab=s.cfg.vocab_size,
       transposed=tied,
       shards=shards,
       runs_axis=RUNS if lora else None,

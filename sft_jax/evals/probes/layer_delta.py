@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sft_jax.models import quantize
 from sft_jax.utils import trees
 
 Tree = dict[str, Any]
@@ -44,7 +45,7 @@ def _lora(
   base: Tree, adapter: Tree, scale: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   factors = trees.flatten(adapter)
-  old = {name: _squares(kernel) for name, kernel in _kernels(base).items()}
+  old = {name: _squares(kernel) for name, kernel in _kernels(quantize.dequantized(base)).items()}
   change = {name: jnp.zeros_like(value) for name, value in old.items()}
   for name in old:
     if f'{name}/lora_a' in factors:

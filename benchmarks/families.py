@@ -1,0 +1,45 @@
+"""Prints how far each family is from transformers and PEFT: `python -m benchmarks.families`.
+
+Tiny random models with every switch active, float32 unless the column says otherwise. Distances
+are the largest difference of logits over the largest logit; `bf16 ratio` is our root-mean-square
+distance to float32 over transformers' own. `tests/models/test_families.py` asserts the same.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests import zoo
+from tests.models.conftest import tiny_tokenizer
+
+COLUMNS = ('logits', 'packed', 'cache', 'export', 'PEFT', 'bf16 ratio', 'int8', 'int4')
+
+
+def row(name: str, scratch: Path) -> list[float]:
+  """The figures of one variant."""
+  specimen = zoo.build(name, scratch / 'model', tiny_tokenizer())
+  return [
+    zoo.distance(specimen.ours(zoo.texts()), specimen.theirs(zoo.texts())),
+    zoo.packed_distance(specimen),
+    zoo.cached_distance(specimen),
+    zoo.export_distance(specimen, scratch / 'export'),
+    zoo.peft_distance(specimen, scratch / 'peft'),
+    zoo.bfloat16_ratio(specimen),
+    zoo.quantized_distance(specimen, 'int8'),
+    zoo.quantized_distance(specimen, 'int4'),
+  ]
+
+
+def main(names: list[str]) -> None:
+  """Prints a Markdown table of the variants named, or of all."""
+  print('| variant | ' + ' | '.join(COLUMNS) + ' |')
+  print('|---|' + '---|' * len(COLUMNS))
+  for name in names or zoo.VARIANTS:
+    with tempfile.TemporaryDirectory() as scratch:
+      figures = row(name, Path(scratch))
+    cells = [f'{x:.2f}' if c == 'bf16 ratio' else f'{x:.1e}' for c, x in zip(COLUMNS, figures)]
+    print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
