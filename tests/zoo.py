@@ -116,7 +116,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
       'sliding_window': 6,
       'query_pre_attn_scalar': 10,
       'final_logit_softcapping': 5.0,
-      'attn_logit_softcapping': 3.0,
       'layer_types': ['sliding_attention', 'full_attention'] * 2,
       'rope_parameters': {
         'full_attention': {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 3000.0},
@@ -184,11 +183,13 @@ class Specimen:
     return logits(self.cfg, self.params, tokens, positions, np.ones_like(tokens), dtype, **kwargs)
 
   def theirs(self, tokens: np.ndarray, model: Any = None) -> np.ndarray:
-    """The same from transformers."""
+    """The same from transformers, by a copy: a dynamic rope remembers the longest text so far."""
+    import copy
+
     import torch
 
     with torch.no_grad():
-      out = (model or self.model)(torch.tensor(tokens).long(), use_cache=False).logits
+      out = copy.deepcopy(model or self.model)(torch.tensor(tokens).long(), use_cache=False).logits
     return out.float().numpy()
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from sft_jax.models import families, rope
 from sft_jax.utils.errors import UserError
 
+# A damaged count must not become a list as long.
+_MOST_LAYERS = 10_000
 _RESTORE = 'restore the original config.json'
 
 
@@ -152,6 +154,8 @@ def _check_sizes(sizes: Mapping[str, int], where: str) -> None:
   for key, value in sizes.items():
     if value <= 0:
       raise UserError(f'{key} must be positive, not {value}', where, 'restore the file')
+  if sizes['num_layers'] > _MOST_LAYERS:
+    raise UserError(f'{sizes["num_layers"]} layers cannot be', where, 'restore the file')
   if sizes['num_heads'] % sizes['num_kv_heads']:
     raise UserError(
       f'num_attention_heads={sizes["num_heads"]} is no multiple of '

@@ -212,15 +212,15 @@ FAMILIES: dict[str, Family] = {
   'Gemma3ForCausalLM': Family(
     rows=(*_GEMMA_ROWS, *_QK_NORMS),
     defaults={
-      **_GEMMA_DEFAULTS,
-      'attn_logit_softcapping': None,
+      **{k: v for k, v in _GEMMA_DEFAULTS.items() if k != 'attn_logit_softcapping'},
       'final_logit_softcapping': None,
       'max_position_embeddings': 131_072,
       'rope_local_base_freq': 10_000.0,
       'rope_theta': 1_000_000.0,
       'sliding_window_pattern': 6,
     },
-    switches=_GEMMA_SWITCHES,
+    # transformers reads this one and leaves it out of its forward.
+    switches={**_GEMMA_SWITCHES, 'attn_logit_softcapping': (None,)},
     fixed={**_GEMMA_FIXED, 'qk_norm': 'head'},
     scaled_embedding=True,
     window='pattern',

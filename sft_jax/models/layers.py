@@ -100,7 +100,7 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array, lora: 'LoraCall | None') -> jax.Array:
     y = matmul(x, self.kernel[...])
     if self.kernel_scale is not None:
-      y = y * self.kernel_scale[...].astype(x.dtype)
+      y = y * jnp.broadcast_to(self.kernel_scale[0].astype(x.dtype), y.shape)
     # Named here, outside `matmul`: a rematerialisation policy does not look into its derivatives.
     y = checkpoint_name(y, 'product')
     if self.bias is not None:

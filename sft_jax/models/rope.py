@@ -158,7 +158,8 @@ def frequencies(rope: Rope, lengths: jax.Array) -> jax.Array:
   if rope.kind == 'dynamic':
     longest, factor = rope.max_positions, rope['factor']
     stretch = factor * jnp.maximum(lengths, longest) / longest - (factor - 1)
-    return 1.0 / (rope.theta * stretch ** (rope.width / (rope.width - 2))) ** exponents
+    base = rope.theta * stretch ** (rope.width / (rope.width - 2))
+    return 1.0 / base ** exponents[None, None, :]
   plain = (1.0 / rope.theta**exponents)[None, None, :]
   if rope.kind == 'linear':
     return plain / rope['factor']
@@ -167,9 +168,11 @@ def frequencies(rope: Rope, lengths: jax.Array) -> jax.Array:
   if rope.kind == 'yarn':
     return _yarn(rope, plain)
   if rope.kind == 'longrope':
-    short, long = (jnp.asarray(rope[f'{name}_factor'], jnp.float32) for name in ('short', 'long'))
+    short, long = (
+      jnp.asarray(rope[f'{name}_factor'], jnp.float32)[None, None, :] for name in ('short', 'long')
+    )
     is_long = lengths > rope['original_max_position_embeddings']
-    return 1.0 / (jnp.where(is_long, long, short) * rope.theta**exponents)
+    return plain / jnp.where(is_long, long, short)
   return plain
 
 
@@ -196,7 +199,7 @@ def _yarn(rope: Rope, plain: jax.Array) -> jax.Array:
     low, high = math.floor(low), math.ceil(high)
   low, high = max(low, 0), min(high, rope.width - 1)
   high = high + 0.001 if low == high else high
-  ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / (high - low), 0, 1)
+  ramp = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / (high - low), 0, 1)[None, None, :]
   return plain / rope['factor'] * ramp + plain * (1 - ramp)
 
 

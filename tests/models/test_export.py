@@ -275,8 +275,8 @@ def test_bad_adapters(damage, message, tiny_llama_dir, tmp_path):
     peft.import_peft(tmp_path / 'out', cfg)
 
 
-def test_module_names():
-  cfg = ModelConfig('LlamaForCausalLM', 8, 4, 6, 1, 2, 1, 2, 16, 1e-5, 1e4, True)
+def test_module_names(tiny_tied_dir):
+  _, cfg, _ = open_model(tiny_tied_dir)
   assert lora.linear_modules(cfg) == {
     'layers/attn/q': 'q_proj',
     'layers/attn/k': 'k_proj',

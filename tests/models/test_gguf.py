@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax.models import families, gguf_format, hf, source
+from sft_jax.models import families, gguf_format, hf, rope, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils import trees
 from sft_jax.utils.errors import UserError
@@ -89,8 +89,8 @@ def test_metadata_is_what_the_gguf_package_reads(tiny_gguf):
     (lambda w: w.add_key_length(8), r'tensor blk\.0\.attn_q\.weight has 64 rows'),
     (lambda w: w.add_rope_dimension_count(8), 'partial rotary'),
     (
-      lambda w: w.add_tensor('rope_freqs.weight', np.ones(8, np.float32)),
-      'scaled rotary frequencies',
+      lambda w: w.add_tensor('rope_freqs.weight', np.full(8, 3, np.float32)),
+      'not those of Llama 3.1 or 3.2',
     ),
     (lambda w: w.add_tensor('blk.0.extra.weight', np.ones(8, np.float32)), 'unknown tensor'),
     (lambda w: w.add_tensor('output.bias', np.ones(8, np.float32)), 'unknown tensor'),
@@ -102,15 +102,36 @@ def test_models_we_do_not_compute(extra, message, tiny_llama_dir, tmp_path):
     source.resolve(str(path))
 
 
-def test_scaled_rope_is_refused_by_the_config(tiny_llama_dir, tmp_path):
+def read_rope(path):
+  (found,) = ModelConfig.from_hf(source.resolve(str(path)).config).ropes
+  return found
+
+
+def test_scaled_rope_is_read_from_the_metadata(tiny_llama_dir, tmp_path):
   gguf = pytest.importorskip('gguf')
-  path = write_gguf(
-    tmp_path / 'tiny.gguf',
-    tiny_llama_dir,
-    extra=lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+
+  def extra(writer):
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(64)
+
+  found = read_rope(write_gguf(tmp_path / 'tiny.gguf', tiny_llama_dir, extra=extra))
+  assert (found.kind, found['factor'], found['original_max_position_embeddings']) == ('yarn', 4, 64)
+
+
+@pytest.mark.parametrize('factor', [8.0, 32.0])
+def test_rope_of_llama_3_1_and_3_2_is_recovered_from_its_factors(factor, tiny_llama_dir, tmp_path):
+  """The factors as llama.cpp's converter computes them, with its formula."""
+  wavelengths = 2 * np.pi * 5000.0 ** (np.arange(0, 16, 2, dtype=np.float32) / 16)
+  smooth = (8192 / wavelengths - 1) / (4 - 1)
+  factors = np.where(
+    wavelengths < 8192 / 4,
+    1.0,
+    np.where(wavelengths > 8192, factor, 1 / ((1 - smooth) / factor + smooth)),
   )
-  with pytest.raises(UserError, match="rope_type='yarn'"):
-    ModelConfig.from_hf(source.resolve(str(path)).config)
+  add = lambda w: w.add_tensor('rope_freqs.weight', factors.astype(np.float32))
+  found = read_rope(write_gguf(tmp_path / 'tiny.gguf', tiny_llama_dir, extra=add))
+  assert found.kind == 'llama3' and found['factor'] == factor
 
 
 def test_unreadable_quantisation_names_the_tensor(tiny_llama_dir, tmp_path, monkeypatch):
@@ -209,7 +230,8 @@ def test_smollm2_config(smollm2):
   assert ModelConfig.from_hf(smollm2.config) == ModelConfig(
     architecture='LlamaForCausalLM', vocab_size=49152, hidden_size=576, intermediate_size=1536,
     num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64, max_positions=8192, norm_eps=1e-5,
-    rope_theta=100_000.0, tie_embeddings=True,
+    tie_embeddings=True, ropes=(rope.Rope('default', 100_000.0, 64, 8192),),
+    layer_ropes=(0,) * 30, windows=(0,) * 30, query_scale=0.125,
   )  # fmt: skip
   assert smollm2.license == 'apache-2.0'
   assert smollm2.generation_config == {'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 2}

@@ -140,7 +140,7 @@ def test_ignored_tensor(tiny_copy):
 def test_absurd_number_of_layers_is_refused_at_once(tiny_copy):
   config = json.loads((tiny_copy / 'config.json').read_text())
   (tiny_copy / 'config.json').write_text(json.dumps({**config, 'num_hidden_layers': 2**40}))
-  with pytest.raises(UserError, match='1099511627776 layers, the weights are 30 tensors'):
+  with pytest.raises(UserError, match='1099511627776 layers cannot be'):
     load(tiny_copy)
 
 

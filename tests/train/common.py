@@ -134,9 +134,9 @@ def torch_llama(cfg, tree):
       vocab_size=cfg.vocab_size,
       rms_norm_eps=cfg.norm_eps,
       tie_word_embeddings=cfg.tie_embeddings,
-      attention_bias=cfg.attention_bias,
+      attention_bias=cfg.qkv_bias,
       mlp_bias=cfg.mlp_bias,
-      rope_parameters={'rope_type': 'default', 'rope_theta': cfg.rope_theta},
+      rope_parameters={'rope_type': 'default', 'rope_theta': cfg.ropes[0].theta},
     )
   ).float()
   weights = dict(model.named_parameters())
