@@ -37,7 +37,8 @@ def main(names: list[str]) -> None:
   for name in names or zoo.VARIANTS:
     with tempfile.TemporaryDirectory() as scratch:
       figures = row(name, Path(scratch))
-    cells = [f'{x:.2f}' if c == 'bf16 ratio' else f'{x:.1e}' for c, x in zip(COLUMNS, figures)]
+    named = zip(COLUMNS, figures, strict=True)
+    cells = [f'{x:.2f}' if column == 'bf16 ratio' else f'{x:.1e}' for column, x in named]
     print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
 
 

@@ -36,6 +36,10 @@ class Model:
   tokenizer: Any
   name: str
 
+  def cut_over(self, mesh: Mesh) -> 'Model':
+    """The model with a vocabulary that `mesh` divides."""
+    return dataclasses.replace(self, cfg=hf.padded_for(self.cfg, mesh))
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -58,8 +62,8 @@ class Data:
   fingerprint: str
 
 
-def load_model(path: str, cache_dir: str, max_length: int, mesh: Mesh) -> Model:
-  """Resolves a model, to be cut over `mesh`, and checks that its parts fit each other.
+def load_model(path: str, cache_dir: str, max_length: int) -> Model:
+  """Resolves a model and checks that its parts fit each other.
 
   Raises:
     UserError: nothing usable at `path`, or parts that do not fit.
@@ -76,7 +80,7 @@ def load_model(path: str, cache_dir: str, max_length: int, mesh: Mesh) -> Model:
   tokenizer = checkpoint.tokenizer()
   weights = checkpoint.files[0]
   name = weights.stem if weights.suffix == '.gguf' else _short_name(path)
-  return Model(checkpoint, hf.padded_for(cfg, mesh), tokenizer, name)
+  return Model(checkpoint, cfg, tokenizer, name)
 
 
 def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]) -> Data:

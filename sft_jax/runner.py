@@ -94,7 +94,7 @@ class Run:
     self.task_names = core.task_names(config.eval.tasks)
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     self.workdir = Workdir(workdir)
-    self.model = inputs.load_model(spec.base, config.cache_dir, spec.max_length, mesh)
+    self.model = inputs.load_model(spec.base, config.cache_dir, spec.max_length).cut_over(mesh)
     self.program = Program(spec, config.train, self.model, mesh)
     self.program.modules(), self.program.band()  # refuse bad ones now
     bench = [path.strip() for path in config.data.bench_files.split(',') if path.strip()]

@@ -180,7 +180,7 @@ def test_data_files(name, raw, words, tiny_files, tmp_path):
   if words is not None:
     refused(tmp_path / 'w', config, *words)
     return
-  model = inputs.load_model(str(tiny_files[0]), '', 64, mesh_lib.make_mesh())
+  model = inputs.load_model(str(tiny_files[0]), '', 64)
   factors = spec.from_config(config, 'cpu')
   assert inputs.load_data(factors, model.tokenizer, []).train
 
@@ -189,7 +189,7 @@ def test_long_records_by_policy(tiny_files, tmp_path):
   """Each policy says in the audit what it did; 'error' names the record."""
   path = tmp_path / 'a.jsonl'
   path.write_bytes(line() * 3 + line(output='five ' * 200))
-  model = inputs.load_model(str(tiny_files[0]), '', 64, mesh_lib.make_mesh())
+  model = inputs.load_model(str(tiny_files[0]), '', 64)
   for policy, kept, said in (('truncate', 4, '1 truncated'), ('drop', 3, '1 dropped')):
     config = tiny.config(tiny_files[0], path, data__heldout_share=0.0, train__too_long=policy)
     data = inputs.load_data(spec.from_config(config, 'cpu'), model.tokenizer, [])

@@ -304,8 +304,11 @@ def random_adapter(cfg: ModelConfig, targets: str = 'all-linear', rank: int = 3)
   modules = lora.match_targets(cfg, targets)
   adapter = lora.one_run(lora.init_adapter(cfg, modules, [rank], [0]), 0)
   draw = np.random.default_rng(5)
+  noise = lambda x: 0.2 * draw.standard_normal(x.shape, np.float32)
   return trees.map_with_path(
-    lambda path, x: x if path.endswith('lora_a') else 0.2 * draw.standard_normal(x.shape, np.float32),
+    lambda path, x: (
+      x if path.endswith('lora_a') else 0.2 * draw.standard_normal(x.shape, np.float32)
+    ),
     adapter,
   )
 

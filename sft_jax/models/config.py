@@ -108,10 +108,10 @@ class ModelConfig:
     except (KeyError, TypeError, ValueError, ArithmeticError) as e:
       raise UserError(f'missing or malformed value: {e}', where, _RESTORE) from e
     ropes, layer_ropes = _ropes(raw, known, sizes, family.ropes, where)
+    switches: dict[str, Any] = {**sizes, **fields}
     return cls(
       architecture=name,
-      **sizes,
-      **fields,
+      **switches,
       ropes=ropes,
       layer_ropes=layer_ropes,
       windows=windows,

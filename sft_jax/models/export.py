@@ -20,6 +20,7 @@ from etils import epath
 
 from sft_jax.models import families, hf, hf_dir, source
 from sft_jax.models.config import ModelConfig
+from sft_jax.models.rows import Row
 from sft_jax.utils import io, trees
 from sft_jax.utils.errors import UserError
 
@@ -115,7 +116,7 @@ def _tensors(cfg: ModelConfig, params: trees.Tree, dtype: str) -> Iterator[tuple
   for path, shape in families.shapes(cfg).items():
     if flat[path].shape != shape:
       raise ValueError(f'{path} has shape {flat[path].shape}, not {shape}')
-  pieces: dict[str, list[families.Row]] = {}
+  pieces: dict[str, list[Row]] = {}
   for row in families.rows(cfg):
     pieces.setdefault(row.hf, []).append(row)
   for rows in pieces.values():
@@ -135,7 +136,7 @@ def _tensors(cfg: ModelConfig, params: trees.Tree, dtype: str) -> Iterator[tuple
       yield name, stored
 
 
-def _as_stored(row: families.Row, cfg: ModelConfig, value: np.ndarray) -> np.ndarray:
+def _as_stored(row: Row, cfg: ModelConfig, value: np.ndarray) -> np.ndarray:
   """One layer of a parameter in a checkpoint's orientation, without a padded vocabulary's tail."""
   return (value.T if row.transposed else value)[: families.extent(row, cfg)[1]]
 

@@ -8,34 +8,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from sft_jax.models import rows as rows_lib
+
 Window = Literal['', 'all', 'tail', 'pattern', 'no_rope']
 Ropes = Literal['one', 'local_global', 'some_layers', 'longrope']
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One parameter of ours and its Hugging Face tensor.
-
-  Attributes:
-    path: Path in our tree; a path under `layers/` has a leading layer axis.
-    hf: Tensor name in the checkpoint; `{l}` stands for the layer number.
-    axes: Logical axis names of our array, without the layer axis.
-    transposed: Hugging Face stores `[out, in]` where we keep `[in, out]`.
-    decay: Whether weight decay applies.
-    when: Name of the boolean `ModelConfig` field this row depends on ('!' negates), or ''.
-    fused: Axes that the tensor holds one after the other along its first axis; this row is the
-      one of them called `axes[-1]`, at place `piece`. () where the tensor is the row's alone.
-    piece: See `fused`.
-  """
-
-  path: str
-  hf: str
-  axes: tuple[str, ...]
-  transposed: bool = False
-  decay: bool = True
-  when: str = ''
-  fused: tuple[str, ...] = ()
-  piece: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +32,7 @@ class Family:
     ignored: Patterns of tensors that are no parameters.
   """
 
-  rows: tuple[Row, ...]
+  rows: tuple[rows_lib.Row, ...]
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   switches: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -81,75 +57,6 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
   'quantization_config': (None,),
 }
 
-_LAYER = 'model.layers.{l}'
-
-
-def _linear(path: str, hf: str, axes: tuple[str, str], bias: str) -> tuple[Row, ...]:
-  return (
-    Row(f'layers/{path}/kernel', f'{_LAYER}.{hf}.weight', axes, transposed=True),
-    Row(f'layers/{path}/bias', f'{_LAYER}.{hf}.bias', axes[1:], decay=False, when=bias),
-  )
-
-
-def _fused(hf: str, paths: Mapping[str, str]) -> tuple[Row, ...]:
-  """Rows {path: its outputs' axis} of one tensor that holds them all."""
-  outputs = tuple(paths.values())
-  return tuple(
-    Row(
-      f'layers/{path}/kernel',
-      f'{_LAYER}.{hf}.weight',
-      ('embed', axis),
-      transposed=True,
-      fused=outputs,
-      piece=piece,
-    )
-    for piece, (path, axis) in enumerate(paths.items())
-  )
-
-
-def _norms(names: Mapping[str, str], axis: str = 'norm') -> tuple[Row, ...]:
-  """Rows of norms {path: name in a layer}."""
-  return tuple(
-    Row(f'layers/{path}/scale', f'{_LAYER}.{name}.weight', (axis,), decay=False)
-    for path, name in names.items()
-  )
-
-
-_EMBED = Row('embed/embedding', 'model.embed_tokens.weight', ('vocab', 'embed'))
-_FINAL_NORM = Row('final_norm/scale', 'model.norm.weight', ('norm',), decay=False)
-_HEAD = Row(
-  'head/kernel', 'lm_head.weight', ('embed', 'vocab'), transposed=True, when='!tie_embeddings'
-)
-_O = _linear('attn/o', 'self_attn.o_proj', ('heads', 'embed'), 'o_bias')
-_DOWN = _linear('mlp/down', 'mlp.down_proj', ('mlp', 'embed'), 'mlp_bias')
-_LINEARS = (
-  *_linear('attn/q', 'self_attn.q_proj', ('embed', 'heads'), 'qkv_bias'),
-  *_linear('attn/k', 'self_attn.k_proj', ('embed', 'kv_heads'), 'qkv_bias'),
-  *_linear('attn/v', 'self_attn.v_proj', ('embed', 'kv_heads'), 'qkv_bias'),
-  *_O,
-  *_linear('mlp/gate', 'mlp.gate_proj', ('embed', 'mlp'), 'mlp_bias'),
-  *_linear('mlp/up', 'mlp.up_proj', ('embed', 'mlp'), 'mlp_bias'),
-  *_DOWN,
-)
-_PRE_NORMS = {'attn_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
-_QK_NAMES = {'attn/q_norm': 'self_attn.q_norm', 'attn/k_norm': 'self_attn.k_norm'}
-_QK_NORMS = _norms(_QK_NAMES, 'head')
-
-_LLAMA_ROWS = (_EMBED, *_norms(_PRE_NORMS), *_LINEARS, _FINAL_NORM, _HEAD)
-_GEMMA_ROWS = (
-  _EMBED,
-  *_norms(
-    {
-      'attn_norm': 'input_layernorm',
-      'attn_post_norm': 'post_attention_layernorm',
-      'mlp_norm': 'pre_feedforward_layernorm',
-      'mlp_post_norm': 'post_feedforward_layernorm',
-    }
-  ),
-  *_LINEARS,
-  _FINAL_NORM,
-  _HEAD,
-)
 _GEMMA_DEFAULTS = {
   'attention_bias': False,
   'attn_logit_softcapping': 50.0,
@@ -179,12 +86,12 @@ _QWEN_DEFAULTS = {
 
 FAMILIES: dict[str, Family] = {
   'LlamaForCausalLM': Family(
-    rows=_LLAMA_ROWS,
+    rows=rows_lib.LLAMA,
     defaults={'attention_bias': False, 'mlp_bias': False},
     switches={'pretraining_tp': (1,)},
   ),
   'MistralForCausalLM': Family(
-    rows=_LLAMA_ROWS,
+    rows=rows_lib.LLAMA,
     defaults={
       'max_position_embeddings': 131_072,
       'num_key_value_heads': 8,
@@ -193,16 +100,16 @@ FAMILIES: dict[str, Family] = {
     window='all',
   ),
   'Qwen2ForCausalLM': Family(
-    rows=_LLAMA_ROWS, defaults=_QWEN_DEFAULTS, fixed={'qkv_bias': True}, window='tail'
+    rows=rows_lib.LLAMA, defaults=_QWEN_DEFAULTS, fixed={'qkv_bias': True}, window='tail'
   ),
   'Qwen3ForCausalLM': Family(
-    rows=(*_LLAMA_ROWS, *_QK_NORMS),
+    rows=(*rows_lib.LLAMA, *rows_lib.QK_NORMS),
     defaults={**_QWEN_DEFAULTS, 'attention_bias': False, 'head_dim': 128},
     fixed={'qk_norm': 'head'},
     window='tail',
   ),
   'Gemma2ForCausalLM': Family(
-    rows=_GEMMA_ROWS,
+    rows=rows_lib.GEMMA,
     defaults=_GEMMA_DEFAULTS,
     switches=_GEMMA_SWITCHES,
     fixed=_GEMMA_FIXED,
@@ -210,7 +117,7 @@ FAMILIES: dict[str, Family] = {
     window='pattern',
   ),
   'Gemma3ForCausalLM': Family(
-    rows=(*_GEMMA_ROWS, *_QK_NORMS),
+    rows=(*rows_lib.GEMMA, *rows_lib.QK_NORMS),
     defaults={
       **{k: v for k, v in _GEMMA_DEFAULTS.items() if k != 'attn_logit_softcapping'},
       'final_logit_softcapping': None,
@@ -227,30 +134,30 @@ FAMILIES: dict[str, Family] = {
     ropes='local_global',
   ),
   'OlmoForCausalLM': Family(
-    rows=(_EMBED, *_LINEARS, _HEAD),
+    rows=(rows_lib.EMBED, *rows_lib.LINEARS, rows_lib.HEAD),
     defaults={'attention_bias': False, 'clip_qkv': None},
     fixed={'norm': 'layer', 'norm_eps': 1e-5},
   ),
   'Olmo2ForCausalLM': Family(
     rows=(
-      _EMBED,
-      *_norms(
+      rows_lib.EMBED,
+      *rows_lib.norms(
         {
           'attn_post_norm': 'post_attention_layernorm',
           'mlp_post_norm': 'post_feedforward_layernorm',
         }
       ),
-      *_LINEARS,
-      *_norms({'attn/q_norm': _QK_NAMES['attn/q_norm']}, 'heads'),
-      *_norms({'attn/k_norm': _QK_NAMES['attn/k_norm']}, 'kv_heads'),
-      _FINAL_NORM,
-      _HEAD,
+      *rows_lib.LINEARS,
+      *rows_lib.norms({'attn/q_norm': rows_lib.QK_NAMES['attn/q_norm']}, 'heads'),
+      *rows_lib.norms({'attn/k_norm': rows_lib.QK_NAMES['attn/k_norm']}, 'kv_heads'),
+      rows_lib.FINAL_NORM,
+      rows_lib.HEAD,
     ),
     defaults={'attention_bias': False, 'rms_norm_eps': 1e-5},
     fixed={'norm_order': 'post', 'qk_norm': 'projection'},
   ),
   'SmolLM3ForCausalLM': Family(
-    rows=_LLAMA_ROWS,
+    rows=rows_lib.LLAMA,
     defaults={
       'attention_bias': False,
       'layer_types': None,
@@ -269,16 +176,16 @@ FAMILIES: dict[str, Family] = {
   ),
   'Phi3ForCausalLM': Family(
     rows=(
-      _EMBED,
-      *_norms(_PRE_NORMS),
-      *_fused(
+      rows_lib.EMBED,
+      *rows_lib.norms(rows_lib.PRE_NORMS),
+      *rows_lib.fused(
         'self_attn.qkv_proj', {'attn/q': 'heads', 'attn/k': 'kv_heads', 'attn/v': 'kv_heads'}
       ),
-      _O[0],
-      *_fused('mlp.gate_up_proj', {'mlp/gate': 'mlp', 'mlp/up': 'mlp'}),
-      _DOWN[0],
-      _FINAL_NORM,
-      _HEAD,
+      rows_lib.ATTN_OUT[0],
+      *rows_lib.fused('mlp.gate_up_proj', {'mlp/gate': 'mlp', 'mlp/up': 'mlp'}),
+      rows_lib.DOWN[0],
+      rows_lib.FINAL_NORM,
+      rows_lib.HEAD,
     ),
     defaults={
       'max_position_embeddings': 4096,
@@ -292,7 +199,7 @@ FAMILIES: dict[str, Family] = {
     ropes='longrope',
   ),
   'GraniteForCausalLM': Family(
-    rows=_LLAMA_ROWS,
+    rows=rows_lib.LLAMA,
     defaults={
       'attention_bias': False,
       'attention_multiplier': 1.0,
@@ -305,7 +212,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def rows(cfg: Any) -> Iterator[Row]:
+def rows(cfg: Any) -> Iterator[rows_lib.Row]:
   """The rows of `cfg.architecture` that exist under its switches."""
   for row in FAMILIES[cfg.architecture].rows:
     name = row.when.lstrip('!')
@@ -336,7 +243,7 @@ def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
   }
 
 
-def extent(row: Row, cfg: Any) -> tuple[int, int, int]:
+def extent(row: rows_lib.Row, cfg: Any) -> tuple[int, int, int]:
   """Where `row` lies along the first axis of its tensor: its start, its length, the tensor's."""
   sizes = axis_sizes(cfg) | {'vocab': cfg.vocab_size}
   outputs = row.fused or (row.axes[-1] if row.transposed else row.axes[0],)
@@ -344,7 +251,7 @@ def extent(row: Row, cfg: Any) -> tuple[int, int, int]:
   return sum(lengths[: row.piece]), lengths[row.piece], sum(lengths)
 
 
-def stored_shape(row: Row, cfg: Any) -> tuple[int, ...]:
+def stored_shape(row: rows_lib.Row, cfg: Any) -> tuple[int, ...]:
   """Shape of the row's tensor in a checkpoint."""
   rest = row.axes[:-1] if row.transposed else row.axes[1:]
   return (extent(row, cfg)[2], *(axis_sizes(cfg)[axis] for axis in rest))

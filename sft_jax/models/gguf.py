@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from sft_jax.models import gguf_format, rope, source
@@ -227,7 +228,7 @@ def _llama3_scaling(
   if stored.type_name != 'F32' or stored.shape != (width // 2,):
     raise fail
   factors = np.frombuffer(contents.data, np.float32, width // 2, stored.start)
-  entry = {
+  entry: dict[str, Any] = {
     'rope_type': 'llama3',
     'factor': _short(float(factors.max(initial=0))),
     'low_freq_factor': 1.0,
@@ -238,7 +239,7 @@ def _llama3_scaling(
     raise fail
   scaled = rope.parse({'rope_theta': config['rope_theta'], **entry}, width, 8192, str(path))
   plain = dataclasses.replace(scaled, kind='default')
-  nowhere = np.zeros((1, 1), np.int32)
+  nowhere = jnp.zeros((1, 1), jnp.int32)
   ratio = np.asarray(rope.frequencies(plain, nowhere) / rope.frequencies(scaled, nowhere))
   if not np.allclose(ratio.ravel(), factors, rtol=1e-4):
     raise fail

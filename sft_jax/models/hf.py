@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from sft_jax.models import families, source
 from sft_jax.models.config import ModelConfig
+from sft_jax.models.rows import Row
 from sft_jax.parallel import rules
 from sft_jax.utils import trees
 from sft_jax.utils.errors import UserError
@@ -118,7 +119,7 @@ def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
       )
 
 
-def hf_names(row: families.Row, cfg: ModelConfig) -> list[str]:
+def hf_names(row: Row, cfg: ModelConfig) -> list[str]:
   """Names of the tensors of a row: one for each layer, or one."""
   layers = range(cfg.num_layers) if row.path.startswith('layers/') else [0]
   return [row.hf.format(l=layer) for layer in layers]
@@ -153,7 +154,7 @@ class _Reader:
   def __init__(
     self,
     ckpt: source.Checkpoint,
-    row: families.Row,
+    row: Row,
     extent: tuple[int, int],
     shape: tuple[int, ...],
     dtype: np.dtype,

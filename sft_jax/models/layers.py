@@ -8,6 +8,7 @@ Dimension letters: see the legend in `decoder.py`.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sft_jax.models.rope import rotate
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'silu': jax.nn.silu,
   'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
 }

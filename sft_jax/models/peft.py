@@ -128,9 +128,7 @@ def export_peft(
     'lora_dropout': dropout,
     'target_modules': list(ranks),
     'rank_pattern': {name: own for name, own in ranks.items() if own != rank},
-    'alpha_pattern': {
-      name: alpha * own / rank for name, own in ranks.items() if own != rank
-    },
+    'alpha_pattern': {name: alpha * own / rank for name, own in ranks.items() if own != rank},
     'bias': 'none',
     'fan_in_fan_out': False,
     'init_lora_weights': True,

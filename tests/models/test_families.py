@@ -1,16 +1,10 @@
 """Every family, with each of its switches active, against transformers and PEFT."""
 
-import json
-
-import jax
-import numpy as np
 import pytest
 
 pytest.importorskip('torch')
 
-from sft_jax.models import families, source
-from sft_jax.models.config import ModelConfig
-from sft_jax.utils.errors import UserError
+from sft_jax.models import families
 from tests import zoo
 from tests.models.conftest import tiny_tokenizer
 
