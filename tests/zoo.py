@@ -305,12 +305,8 @@ def random_adapter(cfg: ModelConfig, targets: str = 'all-linear', rank: int = 3)
   adapter = lora.one_run(lora.init_adapter(cfg, modules, [rank], [0]), 0)
   draw = np.random.default_rng(5)
   noise = lambda x: 0.2 * draw.standard_normal(x.shape, np.float32)
-  return trees.map_with_path(
-    lambda path, x: (
-      x if path.endswith('lora_a') else 0.2 * draw.standard_normal(x.shape, np.float32)
-    ),
-    adapter,
-  )
+  pick = lambda path, x: x if path.endswith('lora_a') else noise(x)
+  return trees.map_with_path(pick, adapter)
 
 
 def peft_distance(specimen: Specimen, out: Path, targets: str = 'all-linear') -> float:

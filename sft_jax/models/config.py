@@ -105,9 +105,9 @@ class ModelConfig:
       _check_sizes(sizes, where)
       fields = _fields(known, sizes, family, where)
       windows = _windows(known, sizes['num_layers'], family.window, where)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as e:
+      ropes, layer_ropes = _ropes(raw, known, sizes, family.ropes, where)
+    except (IndexError, KeyError, TypeError, ValueError, ArithmeticError) as e:
       raise UserError(f'missing or malformed value: {e}', where, _RESTORE) from e
-    ropes, layer_ropes = _ropes(raw, known, sizes, family.ropes, where)
     switches: dict[str, Any] = {**sizes, **fields}
     return cls(
       architecture=name,
@@ -120,6 +120,7 @@ class ModelConfig:
 
 def _architecture(raw: Mapping[str, Any], where: str) -> str:
   names = raw.get('architectures') or ()
+  names = names if isinstance(names, list) else [names]
   known = sorted({name for name in names if name in families.FAMILIES})
   if len(known) > 1:
     raise UserError(
@@ -223,10 +224,10 @@ def _windows(
 
 def _uses_rope(known: Mapping[str, Any], layer: int) -> bool:
   """SmolLM3 leaves positions out of every fourth layer."""
-  listed = known.get('no_rope_layers')
+  listed, interval = known['no_rope_layers'], known['no_rope_layer_interval']
   if listed is not None:
     return bool(listed[layer])
-  return (layer + 1) % int(known['no_rope_layer_interval']) != 0
+  return (layer + 1) % int(interval) != 0
 
 
 def _ropes(
@@ -242,10 +243,10 @@ def _ropes(
   """
   layers = sizes['num_layers']
   entry = raw.get('rope_scaling') or raw.get('rope_parameters') or {}
-  if not isinstance(entry, Mapping):
-    raise UserError(f'malformed rope entry {entry!r}', where, _RESTORE)
 
-  def read(entry: Mapping[str, Any], theta: Any) -> rope.Rope:
+  def read(entry: Any, theta: Any) -> rope.Rope:
+    if not isinstance(entry, Mapping):
+      raise UserError(f'malformed rope entry {entry!r}', where, _RESTORE)
     entry = {'rope_theta': theta, **{k: v for k, v in entry.items() if v is not None}}
     if (original := known.get('original_max_position_embeddings')) is not None:
       entry |= {'original_max_position_embeddings': original}
@@ -259,7 +260,7 @@ def _ropes(
     width = int(sizes['head_dim'] * partial)
     return rope.parse(entry, width, sizes['max_positions'], where)
 
-  if kind == 'local_global':
+  if kind == 'local_global' and isinstance(entry, Mapping):
     local, full = entry.get('sliding_attention') or {}, entry.get('full_attention')
     if full is None:
       full = {k: v for k, v in entry.items() if k != 'sliding_attention'}
@@ -268,10 +269,7 @@ def _ropes(
     return both, window
   one = read(entry, known['rope_theta'])
   if kind == 'some_layers':
-    try:
-      used = [_uses_rope(known, layer) for layer in range(layers)]
-    except (IndexError, TypeError, ValueError, ZeroDivisionError) as e:
-      raise UserError(f'malformed no_rope_layers: {e}', where, _RESTORE) from e
+    used = [_uses_rope(known, layer) for layer in range(layers)]
     nowhere = dataclasses.replace(one, kind='none', settings=())
     return (one, nowhere), tuple(int(not uses) for uses in used)
   return (one,), (0,) * layers
