@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict()
   # Hub id (optionally id@revision), local directory, .gguf file, or wheel:<package>==<version>.
   config.model.path = ''
-  # none | int8 | int4: kernels of a frozen base in integers, one scale for each output (LoRA only).
+  # none | int8 | int4: kernels of a frozen base in integers (LoRA only).
   config.model.quantize = 'none'
 
   config.data = ConfigDict()

@@ -45,7 +45,6 @@ class HfCheckpoint(source.Checkpoint):
   def __init__(self, directory: Path, name: str):
     self.name, self._directory = name, directory.resolve()
     self._tokenizer: Any = None
-    self._open: dict[Path, Any] = {}
     config = self._file('config.json')
     if config is None:
       self._explain_missing('config.json')
@@ -161,11 +160,10 @@ class HfCheckpoint(source.Checkpoint):
         f'tensor {name} is stored as {info.dtype}', str(path), f'readable: {", ".join(_READABLE)}'
       )
     try:
-      if path not in self._open:
-        self._open[path] = safe_open(path, framework='numpy')
-      if not index:
-        return self._open[path].get_tensor(name)
-      return self._open[path].get_slice(name)[index]
+      # Opened for this tensor alone: what has been read stays mapped as long as a file is open, and
+      # would count as memory of the process.
+      with safe_open(path, framework='numpy') as file:
+        return file.get_slice(name)[index] if index else file.get_tensor(name)
     except (SafetensorError, OSError) as e:
       raise UserError(f'cannot read tensor {name}: {e}', str(path), 'download it again') from e
 

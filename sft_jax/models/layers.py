@@ -71,13 +71,45 @@ def _matmul_bwd(kept, dy):
 matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
+@jax.custom_vjp
+def integer_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  """`x @ W` for a frozen W kept as integers (`quantize.py`).
+
+  The integers are what the backward pass keeps: never a wide copy of every layer.
+
+  Args:
+    x: `[..., in]`.
+    kernel: `[in, out]` integers.
+    scale: `[G, out]`, of each of G equal groups of inputs.
+  """
+  if scale.shape[0] > 1:
+    return jnp.einsum('...i,io->...o', x, widened(kernel, scale).astype(x.dtype))
+  y = jnp.einsum('...i,io->...o', x, kernel.astype(x.dtype))
+  return y * jnp.broadcast_to(scale[0].astype(x.dtype), y.shape)
+
+
+def widened(kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  """The float32 kernel `[in, out]` that integers and their scales `[G, out]` stand for."""
+  groups, outputs = scale.shape
+  wide = kernel.astype(jnp.float32).reshape(groups, -1, outputs)
+  return (wide * scale[:, None]).reshape(kernel.shape)
+
+
+def _integer_bwd(kept, dy):
+  kernel, scale = kept
+  return jnp.einsum('...o,io->...i', dy, widened(kernel, scale).astype(dy.dtype)), None, None
+
+
+integer_matmul.defvjp(lambda *args: (integer_matmul(*args), args[1:]), _integer_bwd)
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
   """What the tree at hand has beside the architecture's own parameters.
 
   Attributes:
     adapted: Modules with a low-rank adapter, such as 'attn/q'.
-    quantized: Kernels are small integers with a scale for each output (`quantize.py`).
+    quantized: Kernels are small integers with scales (`quantize.py`).
   """
 
   adapted: frozenset[str] = frozenset()
@@ -99,9 +131,10 @@ class Linear(nnx.Module):
     self.salt = salt
 
   def __call__(self, x: jax.Array, lora: 'LoraCall | None') -> jax.Array:
-    y = matmul(x, self.kernel[...])
-    if self.kernel_scale is not None:
-      y = y * jnp.broadcast_to(self.kernel_scale[0].astype(x.dtype), y.shape)
+    if self.kernel_scale is None:
+      y = matmul(x, self.kernel[...])
+    else:
+      y = integer_matmul(x, self.kernel[...], self.kernel_scale[...])
     # Named here, outside `matmul`: a rematerialisation policy does not look into its derivatives.
     y = checkpoint_name(y, 'product')
     if self.bias is not None:
