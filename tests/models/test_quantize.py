@@ -64,14 +64,14 @@ def test_what_smollm2_loses(smollm2):
   _, records = datasets.load_records(
     name='builtin', path='', fmt='auto', size=0, seed=0, heldout_share=0.1
   )
-  options = (smollm2.tokenizer(), 'chat', 'all', 256, 'truncate')
+  options = (smollm2.tokenizer(), 'chat', 'response', 256, 'truncate')
   texts, _ = tokenize.encode_all(records[:24], *options)
   found = {}
   for kind in ('none', *quantize.DTYPES):
     mesh = one_device_mesh()
     base = quantize.load_params(smollm2, cfg, mesh, jnp.float32, kind)
     logprobs = score.token_logprobs(score.Subject(cfg, base, jnp.float32, mesh), texts)
-    found[kind] = score.perplexity(texts, logprobs, 'x')['ppl-x']
+    found[kind] = score.perplexity(texts, logprobs, 'x')['ppl-x-response']
   assert found['int8'] == pytest.approx(found['none'], rel=0.01)
-  assert found['int4'] == pytest.approx(found['none'], rel=0.25)
+  assert found['int4'] == pytest.approx(found['none'], rel=0.6)
   assert found['int4'] != found['int8'] != found['none']
