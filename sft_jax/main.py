@@ -15,14 +15,18 @@ from ml_collections import config_flags
 
 from sft_jax.utils.errors import Interrupted, UserError
 
-MODES = ('run', 'export')
+MODES = ('run', 'export', 'fetch')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with an argument after a colon.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Directory of this run. Given again, it resumes.')
 _MODE = flags.DEFINE_enum(
-  'mode', 'run', MODES, 'run: what the config describes. export: weights of a finished run.'
+  'mode',
+  'run',
+  MODES,
+  'run: what the config describes. export: weights of a finished run. fetch: model and data of a '
+  'config, to run without a network.',
 )
 _VERBOSE = flags.DEFINE_bool('verbose', False, 'Also show what the libraries log.')
 
@@ -33,11 +37,16 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f'what is {argv[1]!r}?', 'command line', 'flags look like --name=value')
   if _CONFIG.value is None:
     raise UserError('no config', '--config', 'for example --config=configs/quickstart.py')
-  if not _WORKDIR.value:
+  if not _WORKDIR.value and _MODE.value != 'fetch':
     raise UserError('no workdir', '--workdir', 'for example --workdir=runs/first')
   from sft_jax.utils import log
 
   log.setup_logging(1 if _VERBOSE.value else 0)
+  if _MODE.value == 'fetch':
+    from sft_jax import fetch
+
+    fetch.fetch(_CONFIG.value)
+    return
   from sft_jax import runner
 
   if _MODE.value == 'export':

@@ -27,6 +27,7 @@ EDGES = {
   'evals': ('utils', 'parallel', 'models', 'data.tokenize', 'data.formats', 'data.pack'),
   'study': ('utils', 'spec', 'results'),
   'analysis': ('utils', 'spec', 'results'),
+  'fetch': ('utils', 'spec', 'data', 'models'),
   # The runner and the parts it is made of.
   'workdir': ('utils', 'spec', 'results'),
   'summary': ('utils', 'spec', 'results', 'workdir'),

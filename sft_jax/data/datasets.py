@@ -145,18 +145,9 @@ def load_records(
     UserError: No or two sources, an unknown name, a size that the data do not have, or all records
       held out.
   """
-  if bool(name) == bool(path):
-    raise UserError('give either a data set name or a path', where='config.data')
-  row: dict[str, Any] = {}
-  if name:
-    if name not in DATASETS:
-      raise UserError(
-        f'unknown data set {name!r}', 'config.data.name', f'known: {", ".join(DATASETS)}'
-      )
-    row = DATASETS[name]
-    path = row['path']
+  row = described(name, path)
   records = read_records(
-    _builtin(path),
+    _builtin(row['path']),
     row.get('format', 'auto') if fmt == 'auto' else fmt,
     cache_dir=cache_dir,
     revision=revision or row.get('revision', ''),
@@ -171,6 +162,21 @@ def load_records(
       'all records are held out', where=name or path, how='lower config.data.heldout_share'
     )
   return (choose(train, size, seed, name or path) if size else train), heldout
+
+
+def described(name: str, path: str) -> dict[str, Any]:
+  """The row of a named data set, or one that has nothing but the path.
+
+  Raises:
+    UserError: no or two sources, an unknown name.
+  """
+  if bool(name) == bool(path):
+    raise UserError('give either a data set name or a path', where='config.data')
+  if name and name not in DATASETS:
+    raise UserError(
+      f'unknown data set {name!r}', 'config.data.name', f'known: {", ".join(DATASETS)}'
+    )
+  return DATASETS[name] if name else {'path': path}
 
 
 def _builtin(path: str) -> str:

@@ -11,9 +11,10 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from sft_jax.data import hub_sets
 from sft_jax.utils.errors import UserError
 
 Raw = tuple[str, Any]  # (where: 'file.jsonl:12', the record)
@@ -37,7 +38,7 @@ def read_raw(path: str, limit: int = 0, cache_dir: str = '', revision: str = '')
       not UTF-8; malformed JSON, CSV or Parquet (with the line); a hub or TFDS failure.
   """
   if path.startswith('hf:'):
-    found = _read_hub(path, limit, cache_dir, revision)
+    found = hub_sets.read(path, limit, cache_dir, revision)
   elif path.startswith('tfds:'):
     found = _read_tfds(path, cache_dir)
   else:
@@ -219,57 +220,6 @@ def _read_parquet(path: str) -> Iterator[Raw]:
     ) from error
 
 
-def _split_spec(path: str) -> tuple[str, str]:
-  name, at, split = path.partition(':')[2].rpartition('@')
-  return (name, split) if at else (split, 'train')
-
-
-def _read_hub(path: str, limit: int, cache_dir: str, revision: str) -> Iterator[Raw]:
-  import datasets
-
-  spec, split = _split_spec(path)
-  name, _, config = spec.partition(':')
-  try:
-    rows: Iterable[Any] = datasets.load_dataset(
-      name,
-      config or None,
-      split=split,
-      cache_dir=cache_dir or None,
-      revision=revision or None,
-      streaming=bool(limit),
-    )
-    for index, record in enumerate(rows):
-      yield f'{path}:row {index}', record
-  except UserError:
-    raise
-  except Exception as error:  # the libraries below raise many kinds
-    raise UserError(
-      f'cannot load the hub data set: {_cause(error)}',
-      where=path,
-      how='check the name, configuration and split, log in with `hf auth login` for gated data, '
-      'or pass a local file',
-    ) from error
-
-
-def _cause(error: BaseException) -> str:
-  """The HTTP status at the bottom of a chain of errors where there is one, else the message.
-
-  A refused or throttled request surfaces as 'not found' or 'not in the cache' further up.
-  """
-  chain: list[BaseException] = []
-  link: BaseException | None = error
-  while link is not None and link not in chain:
-    chain.append(link)
-    link = link.__cause__ or link.__context__
-  for link in reversed(chain):
-    response = getattr(link, 'response', None)
-    status = getattr(response, 'status_code', None)
-    if status:
-      code = getattr(response, 'headers', {}).get('X-Error-Code', '')
-      return f'the server answered {status} {code}'.strip()
-  return str(error).split('\n')[0] or type(error).__name__
-
-
 def _read_tfds(path: str, data_dir: str) -> Iterator[Raw]:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   try:
@@ -280,7 +230,7 @@ def _read_tfds(path: str, data_dir: str) -> Iterator[Raw]:
       where=path,
       how='pip install tensorflow-datasets tensorflow-cpu',
     ) from error
-  name, split = _split_spec(path)
+  name, split = hub_sets.split_spec(path)
   try:
     rows = tfds.as_numpy(tfds.load(name, split=split, data_dir=data_dir or None))
     for index, record in enumerate(rows):

@@ -106,10 +106,10 @@ class GgufCheckpoint(source.Checkpoint):
     return 0
 
   def tokenizer(self) -> Any:
-    from sft_jax.models import tokenizer
+    from sft_jax.models import tokenizer_gguf
 
     if self._tokenizer is None:
-      self._tokenizer = tokenizer.from_gguf(
+      self._tokenizer = tokenizer_gguf.from_gguf(
         self._contents.metadata, self.config, str(self.files[0])
       )
     return self._tokenizer

