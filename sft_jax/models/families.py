@@ -139,20 +139,7 @@ FAMILIES: dict[str, Family] = {
     fixed={'norm': 'layer', 'norm_eps': 1e-5},
   ),
   'Olmo2ForCausalLM': Family(
-    rows=(
-      rows_lib.EMBED,
-      *rows_lib.norms(
-        {
-          'attn_post_norm': 'post_attention_layernorm',
-          'mlp_post_norm': 'post_feedforward_layernorm',
-        }
-      ),
-      *rows_lib.LINEARS,
-      *rows_lib.norms({'attn/q_norm': rows_lib.QK_NAMES['attn/q_norm']}, 'heads'),
-      *rows_lib.norms({'attn/k_norm': rows_lib.QK_NAMES['attn/k_norm']}, 'kv_heads'),
-      rows_lib.FINAL_NORM,
-      rows_lib.HEAD,
-    ),
+    rows=rows_lib.OLMO2,
     defaults={'attention_bias': False, 'rms_norm_eps': 1e-5},
     fixed={'norm_order': 'post', 'qk_norm': 'projection'},
   ),

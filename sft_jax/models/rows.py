@@ -84,9 +84,10 @@ LINEARS = (
   *DOWN,
 )
 PRE_NORMS = {'attn_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
-QK_NAMES = {'attn/q_norm': 'self_attn.q_norm', 'attn/k_norm': 'self_attn.k_norm'}
-QK_NORMS = norms(QK_NAMES, 'head')
+_Q_NORM, _K_NORM = {'attn/q_norm': 'self_attn.q_norm'}, {'attn/k_norm': 'self_attn.k_norm'}
+QK_NORMS = norms(_Q_NORM | _K_NORM, 'head')
 
+# Sets of several families.
 LLAMA = (EMBED, *norms(PRE_NORMS), *LINEARS, FINAL_NORM, HEAD)
 GEMMA = (
   EMBED,
@@ -99,6 +100,20 @@ GEMMA = (
     }
   ),
   *LINEARS,
+  FINAL_NORM,
+  HEAD,
+)
+OLMO2 = (
+  EMBED,
+  *norms(
+    {
+      'attn_post_norm': 'post_attention_layernorm',
+      'mlp_post_norm': 'post_feedforward_layernorm',
+    }
+  ),
+  *LINEARS,
+  *norms(_Q_NORM, 'heads'),
+  *norms(_K_NORM, 'kv_heads'),
   FINAL_NORM,
   HEAD,
 )
