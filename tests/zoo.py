@@ -126,6 +126,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   'olmo': ('OlmoConfig', {'clip_qkv': 0.4, 'attention_bias': True}),
   'olmo tied': ('OlmoConfig', {'tie_word_embeddings': True}),
   'olmo2': ('Olmo2Config', {'attention_bias': True}),
+  'olmo3': (
+    'Olmo3Config',
+    {
+      'sliding_window': 6,
+      'rope_parameters': {
+        'full_attention': {
+          'rope_type': 'yarn',
+          'rope_theta': 900.0,
+          'factor': 4.0,
+          'original_max_position_embeddings': 16,
+        },
+        'sliding_attention': {'rope_type': 'default', 'rope_theta': 900.0},
+      },
+    },
+  ),
   'smollm3': ('SmolLM3Config', {'attention_bias': True, 'mlp_bias': True}),
   'smollm3 window': (
     'SmolLM3Config',

@@ -143,6 +143,21 @@ FAMILIES: dict[str, Family] = {
     defaults={'attention_bias': False, 'rms_norm_eps': 1e-5},
     fixed={'norm_order': 'post', 'qk_norm': 'projection'},
   ),
+  'Olmo3ForCausalLM': Family(
+    rows=rows_lib.OLMO2,
+    defaults={
+      'attention_bias': False,
+      'layer_types': None,
+      'rms_norm_eps': 1e-5,
+      'rope_local_base_freq': 500_000.0,
+      'rope_theta': 500_000.0,
+      'sliding_window': 4096,
+      'sliding_window_pattern': 4,
+    },
+    fixed={'norm_order': 'post', 'qk_norm': 'projection'},
+    window='pattern',
+    ropes='local_global',
+  ),
   'SmolLM3ForCausalLM': Family(
     rows=rows_lib.LLAMA,
     defaults={

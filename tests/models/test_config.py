@@ -152,7 +152,7 @@ def test_defaults_are_those_of_transformers():
       elif key == 'rms_norm_eps' and 'norm_eps' in family.fixed:
         continue
       elif key == 'sliding_window_pattern':
-        found = theirs._sliding_window_pattern
+        found = 1 + raw['layer_types'].index('full_attention')
       elif key == 'layer_types' or (value is None and key in ('no_rope_layers', 'head_dim')):
         continue  # made from the others
       elif key == 'partial_rotary_factor':
