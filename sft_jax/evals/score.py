@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from sft_jax.data import pack
 from sft_jax.data.tokenize import SPANS, Example
-from sft_jax.models import decoder, head
+from sft_jax.models import decoder, export, head
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel.compile import exact_jit
 
@@ -101,7 +101,7 @@ def token_logprobs(
     placed = {
       name: jax.device_put(batch[name], rows) for name in ('tokens', 'positions', 'segments')
     }
-    out = np.asarray(
+    out = export.to_host(
       _logprobs(
         subject.cfg,
         subject.base,
