@@ -232,7 +232,6 @@ class Program:
         spec.rank,
         spec.alpha,
         dropout=spec.dropout,
-        base_name=checkpoint.name,
         ckpt=checkpoint,
         card=card,
       )

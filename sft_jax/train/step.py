@@ -142,7 +142,7 @@ class TrainStep:
       rounding=self._settings.param_rounding,
       rounding_key=rounding,
     )
-    finite = jnp.isfinite(sums['loss']) & jnp.isfinite(metrics['grad-norm'])
+    finite = jnp.isfinite(sums['loss']) & metrics.pop('finite')
     nonfinite = running & ~finite
     metrics = {**sums, **metrics, 'nonfinite': nonfinite}
     return trained, moments, state.failed | nonfinite, metrics

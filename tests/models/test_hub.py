@@ -20,7 +20,7 @@ from sft_jax.utils.errors import UserError
 for path in sys.argv[1:]:
   try:
     ckpt = source.resolve(path)
-    print('opened', ckpt.name, len(ckpt.tensors), len(ckpt.tokenizer()))
+    print('opened', ckpt.name, ckpt.hub_id, len(ckpt.tensors), len(ckpt.tokenizer()))
   except UserError as e:
     print(e)
 """
@@ -117,7 +117,7 @@ def test_fetch_and_failures(hub, tmp_path):
   opened, *answers = client(
     endpoint, tmp_path, 'org/tiny', *(f'org/{name}' for name in refused), 'org/tiny@nope'
   )
-  assert opened == 'opened org/tiny 30 300'
+  assert opened == 'opened org/tiny org/tiny 30 300'
   assert not any('pytorch_model.bin' in path for path in handler.requested), 'no pickle is fetched'
   for answer, words in zip(
     answers,

@@ -68,7 +68,9 @@ def test_the_update_does_not_depend_on_the_layout(method, dropout, layout):
       common.batch(common.examples(32, seed), **(layout | {'micros': most})) for seed in range(10)
     ]
     assert len({int(b['micro']) for b in data}) > 1
-  assert_equal_runs(common.run(train, base, fresh, data), reference_layout(method, dropout), atol=2e-5)
+  assert_equal_runs(
+    common.run(train, base, fresh, data), reference_layout(method, dropout), atol=2e-5
+  )
   assert train.traces == train.executables == 1
 
 
