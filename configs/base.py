@@ -1,6 +1,7 @@
 """Every key of a run, declared once. Other configs start from `get_config()` and change values.
 
-Override on the command line with `--config.train.learning_rate=2e-5`; an unknown key is refused.
+Override on the command line with `--config.train.learning_rate=2e-5`; an unknown key is refused, in
+a config file too.
 """
 
 from ml_collections import ConfigDict
@@ -75,9 +76,12 @@ def get_config() -> ConfigDict:
   config.eval.tokens_per_batch = 4096
 
   config.checkpoint = ConfigDict()
-  config.checkpoint.every_seconds = 600.0  # Save training state this often; 0 never.
+  # Save training state this often; 0 never. It is saved before each snapshot and at a stop anyway.
+  config.checkpoint.every_seconds = 600.0
   config.checkpoint.every_steps = 0  # And every so many steps; 0 never.
-  config.checkpoint.keep_states = 1  # Training states kept, for resuming.
+  # Training states kept for resuming, besides the newest, which the next step may prove bad. A
+  # finished run keeps none.
+  config.checkpoint.keep_states = 1
   config.checkpoint.keep_weights = (
     'best'  # Weights of snapshots: all | best (and last) | last | none
   )
@@ -93,6 +97,10 @@ def get_config() -> ConfigDict:
   config.mesh.tensor = 1  # Devices that split each matrix.
   config.mesh.allow_idle = False  # Run on the CPU though a GPU or TPU is present.
 
-  config.max_seconds = 0.0  # Save and exit with status 3 after this long; 0 never.
-  config.cache_dir = ''  # Models and compiled programs; '' is $SFT_JAX_CACHE or ~/.cache/sft_jax.
+  # Save and exit with status 3 after this long, and one step or evaluation task; 0 never.
+  config.max_seconds = 0.0
+  # Models from wheels and compiled programs; '' is $SFT_JAX_CACHE or ~/.cache/sft_jax. Models from
+  # the hub lie in the hub's own cache (HF_HOME), where other programs find them.
+  config.cache_dir = ''
+  config.lock()
   return config

@@ -5,14 +5,14 @@ Nothing here writes into a workdir: bad input is refused before one exists.
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from sft_jax import spec as spec_lib
-from sft_jax.data import audit, datasets, tokenize
+from sft_jax.data import audit, datasets, hub_sets, readers, tokenize
 from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
 from sft_jax.models import hf, source
@@ -51,7 +51,7 @@ class Data:
     heldout_records: The records behind them, as far as they are conversations.
     audit: Report on all of it.
     name: Short name, for the table.
-    fingerprint: Hash of all token ids and loss weights.
+    fingerprint: Hash of all token ids and loss weights, and of which are held out.
   """
 
   train: list[Example]
@@ -79,7 +79,7 @@ def load_model(path: str, cache_dir: str, max_length: int) -> Model:
   hf.check_tensors(checkpoint, cfg)
   tokenizer = checkpoint.tokenizer()
   weights = checkpoint.files[0]
-  name = weights.stem if weights.suffix == '.gguf' else _short_name(path)
+  name = weights.stem if weights.suffix == '.gguf' else _model_name(path)
   return Model(checkpoint, cfg, tokenizer, name)
 
 
@@ -90,7 +90,7 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
     UserError: see `data/formats.py`, `data/tokenize.py`; nothing to learn from.
   """
   for path in bench_files:
-    if not Path(path).exists():
+    if not os.path.exists(path):
       raise UserError(
         f'no such file: {path}', 'config.data.bench_files', 'give existing files or folders'
       )
@@ -102,11 +102,12 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
     seed=spec.seed_data,
     heldout_share=spec.heldout_share,
   )
-  if 0 < spec.heldout_max < len(heldout_records):
+  usable = sum(not record.problem for record in heldout_records)
+  if 0 < spec.heldout_max < usable:
     heldout_records = datasets.choose(heldout_records, spec.heldout_max, seed=0)
   options = (tokenizer, spec.template, spec.loss_on, spec.max_length, spec.too_long)
   train, dropped = tokenize.encode_all(train_records, *options)
-  heldout, _ = tokenize.encode_all(heldout_records, *options)
+  heldout, heldout_dropped = tokenize.encode_all(heldout_records, *options)
   report = audit.audit(
     train_records,
     train,
@@ -115,16 +116,17 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
     bench_files=bench_files,
     tokenizer=tokenizer,
     template=spec.template,
+    heldout_dropped=heldout_dropped,
   )
   report.check()
-  held = {example.source for example in heldout}
+  measured = tokenize.without(heldout_records, heldout_dropped)
   return Data(
     train=train,
     heldout=heldout,
-    heldout_records=[r for r in heldout_records if r.messages and r.source in held],
+    heldout_records=[record for record in measured if record.messages],
     audit=report,
-    name=spec.data_name or _short_name(spec.data_path),
-    fingerprint=_fingerprint([*train, *heldout]),
+    name=spec.data_name or _data_name(spec.data_path),
+    fingerprint=_fingerprint(train, heldout),
   )
 
 
@@ -144,18 +146,35 @@ def contents(model: Model, data: Data, template: str) -> spec_lib.Contents:
   )
 
 
-def _fingerprint(examples: Sequence[Example]) -> str:
-  digest = hashlib.sha256()
-  for example in examples:
+def _fingerprint(train: Sequence[Example], heldout: Sequence[Example]) -> str:
+  digest = hashlib.sha256(len(train).to_bytes(8, 'little'))
+  for example in (*train, *heldout):
     digest.update(len(example).to_bytes(8, 'little'))
     digest.update(example.ids.tobytes())
     digest.update(example.loss_weight.tobytes())
   return digest.hexdigest()[:16]
 
 
-def _short_name(path: str) -> str:
-  """'org/Name@rev' -> 'Name'; 'wheel:pkg==1.0' -> 'pkg'; 'dir/file.jsonl' -> 'file'."""
-  name = path.rstrip('/').rpartition(':')[2].rpartition('/')[2].split('==')[0].split('@')[0]
-  for suffix in ('.gz', '.jsonl', '.json', '.csv', '.parquet'):
-    name = name.removesuffix(suffix)
-  return name or path
+def _model_name(path: str) -> str:
+  """'org/Name@rev' -> 'Name'; 'wheel:pkg==1.0' -> 'pkg'."""
+  name = path.removeprefix('wheel:').rstrip('/').rpartition('/')[2]
+  return name.split('==')[0].split('@')[0] or path
+
+
+def _data_name(path: str) -> str:
+  """'dir/file.jsonl.gz' -> 'file'; 'hf:org/name:config@split' -> 'name-config'.
+
+  A configuration belongs to the name, since those of one data set are different data; only the
+  usual names of the first, 'main' and 'default', are left out. Versions and splits are left out.
+  """
+  if path.startswith('hf:'):
+    full, _, config = hub_sets.split_spec(path)[0].partition(':')
+    name = full.rstrip('/').rpartition('/')[2]
+  elif path.startswith('tfds:'):
+    name, _, config = hub_sets.split_spec(path)[0].partition(':')[0].partition('/')
+  else:
+    file = path.removeprefix('builtin:').rpartition('/')[2]
+    kind = readers.file_kind(file)
+    at = file.lower().rfind(kind) if kind else 0
+    name, config = file[:at] if at > 0 else file, ''
+  return f'{name}-{config}' if config not in ('', 'main', 'default') else name or path

@@ -5,8 +5,11 @@ Reads flags, dispatches, and turns what ends a run into an exit status: 0 done, 
 """
 
 import difflib
+import importlib.util
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,58 +64,119 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  if config := _config_argument(argv):
+    check_values(load_config(config), config)
   try:
     rest = flags.FLAGS(list(argv))
-    # A config file that fails to load does so when first asked for.
     if flags.FLAGS.config is not None:
-      flags.FLAGS.config.items()
+      check_values(flags.FLAGS.config, 'command line')
     return rest
-  except OSError as e:
-    path = _config_argument(argv)
-    raise UserError(
-      f'cannot read the config: {_last_line(e)}', f'--config={path}', 'give an existing .py file'
-    ) from e
   except (KeyError, AttributeError) as e:
-    unknown = re.findall(r"'([^'\\]+)", str(e))
-    raise _unknown_key(argv, unknown[0] if unknown else '') from e
+    part = _unknown_part(e)
+    given = [match.group(1) for arg in argv if (match := re.match(r'--?(config\.[^=]+)', arg))]
+    key = next((key for key in given if part in key.split('.')), part)
+    raise _unknown_key(key, 'command line', '--') from e
   except flags.UnrecognizedFlagError as e:
     near = difflib.get_close_matches(e.flagname, ('config', 'workdir', 'mode', 'verbose'), 1)
     how = f'did you mean --{near[0]}?' if near else '--helpshort lists the flags'
     raise UserError(f'unknown flag --{e.flagname}', 'command line', how) from e
   except flags.Error as e:
-    if 'Traceback' in str(e):
-      raise UserError(_last_line(e), f'--config={_config_argument(argv)}', '') from e
     raise UserError(_last_line(e), 'command line', 'see the comments in configs/base.py') from e
 
 
-def _unknown_key(argv: Sequence[str], part: str) -> UserError:
+def load_config(argument: str) -> Any:
+  """What a config file gives; the flag loads it again, but forgets in which line it failed.
+
+  Args:
+    argument: FILE or FILE:ARG.
+
+  Raises:
+    UserError: with file and line of what is wrong.
+  """
+  path, *rest = argument.split(':', 1)
+  module = importlib.util.spec_from_file_location('config', path)
+  if module is None or module.loader is None or not os.path.isfile(path):
+    raise UserError(
+      f'cannot read the config: no Python file {path}', f'--config={argument}', 'give a .py file'
+    )
+  code = importlib.util.module_from_spec(module)
+  try:
+    module.loader.exec_module(code)
+    return code.get_config(*rest)
+  except UserError:
+    raise
+  except Exception as e:  # a config is a program
+    raise _config_error(e, path) from e
+
+
+def _config_error(error: Exception, path: str) -> UserError:
+  """Names the line of the config (or of a file of ours that it imports) where it failed."""
+  frames = traceback.extract_tb(error.__traceback__)
+  if isinstance(error, SyntaxError):
+    return UserError(error.msg, f'{error.filename}:{error.lineno}', 'mend the config')
+  ours = [frame for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
+  where = f'{path}:{ours[-1].lineno}' if ours else path
+  line = (ours[-1].line or '') if ours else ''
+  from_config = 'ml_collections' in frames[-1].filename
+  if from_config and isinstance(error, (KeyError, AttributeError)):
+    part = _unknown_part(error)
+    keys = re.findall(r'config\.[\w.]+', line)
+    return _unknown_key(next((key for key in keys if part in key.split('.')), part), where)
+  named = '' if isinstance(error, (ValueError, TypeError)) else f'{type(error).__name__}: '
+  return UserError(f'{named}{_last_line(error)}', where, 'mend the config')
+
+
+def check_values(config: Any, where: str) -> None:
+  """Compares keys and types with the base, whose keys are all there are.
+
+  Raises:
+    UserError: a key too many or too few, None, or a value of another type.
+  """
+  given, known = _leaves(config, 'config'), _known()
+  for key in given.keys() - known.keys():
+    if given[key] is None:
+      raise UserError(f'{key} is None', where, 'start from configs/base.py:get_config()')
+    raise _unknown_key(key, where)
+  for key, default in known.items():
+    if key not in given:
+      raise UserError(f'{key} is missing', where, 'start from configs/base.py:get_config()')
+    value, wanted = given[key], type(default)
+    if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+      raise UserError(
+        f'{key} is {value!r}, not of type {wanted.__name__}',
+        where,
+        f'give a value such as {default!r}, or leave the key out',
+      )
+
+
+def _unknown_part(error: Exception) -> str:
+  """The name that ml_collections says it does not know."""
+  found = re.findall(r'[\'"]([^\'"\\]+)', re.sub(r'^[\'"]Key ', '', str(error)))
+  return found[0] if found else ''
+
+
+def _unknown_key(key: str, where: str, prefix: str = '') -> UserError:
   """The error for a config key that does not exist, with the nearest one that does."""
-  given = [
-    match.group(1)
-    for match in (re.match(r'--?(config\.[^=]+)', arg) for arg in argv)
-    if match and part in match.group(1).split('.')
-  ]
-  known = _keys(_load_alone(argv), 'config')
-  key = given[0] if given else part
-  near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-  how = f'did you mean --{near[0]}?' if near else 'configs/base.py lists all keys'
-  return UserError(f'unknown config key {key}', 'command line', how)
+  known = {'.'.join(path.split('.')[-1 - key.count('.') :]): path for path in _known()}
+  near = [known[name] for name in difflib.get_close_matches(key, known, 1, cutoff=0.5)]
+  how = f'did you mean {prefix}{near[0]}?' if near else 'configs/base.py lists all keys'
+  return UserError(f'unknown config key {key}', where, how)
 
 
-def _load_alone(argv: Sequence[str]) -> Any:
-  """The config without its overrides."""
-  values = flags.FlagValues()
-  alone = [argv[0], f'--config={_config_argument(argv)}']
-  config = config_flags.DEFINE_config_file('config', None, '', flag_values=values, sys_argv=alone)
-  values(alone)
-  return config.value
+def _known() -> dict[str, Any]:
+  """Every key there is, with its default."""
+  from configs import base
+
+  return _leaves(base.get_config(), 'config')
 
 
-def _keys(config: Any, prefix: str) -> list[str]:
-  out = []
+def _leaves(config: Any, prefix: str) -> dict[str, Any]:
+  """{dotted key: value}."""
+  if not hasattr(config, 'items'):
+    return {prefix: config}
+  out: dict[str, Any] = {}
   for name, value in config.items():
-    path = f'{prefix}.{name}'
-    out += _keys(value, path) if hasattr(value, 'items') else [path]
+    out |= _leaves(value, f'{prefix}.{name}')
   return out
 
 
@@ -138,6 +202,9 @@ def _ending_well(call: Callable[[], Any]) -> Any:
     sys.exit(2)
   except Interrupted as e:
     print(f'stopped by {e}', file=sys.stderr, flush=True)
+    sys.exit(3)
+  except KeyboardInterrupt:
+    print('stopped by SIGINT, with nothing to be saved', file=sys.stderr, flush=True)
     sys.exit(3)
 
 

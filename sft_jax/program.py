@@ -196,7 +196,9 @@ class Program:
         base, adapter=lora.one_run(weights, 0), scale=self._lora_scale()
       )
     # Read again rather than kept: a second copy of the base would cost device memory all along.
-    return layer_delta.layer_delta(self.load_base(self.dtype), after=weights)
+    # In the type training began from: a coarser one would count its rounding as change.
+    base = self.load_base(precision.DTYPES[self.spec.param_dtype])
+    return layer_delta.layer_delta(base, after=weights)
 
   def flops_per_token(self, loader: Loader) -> float:
     """Training FLOPs of one token (`chips.flops_per_token`)."""
@@ -233,7 +235,6 @@ class Program:
         spec.rank,
         spec.alpha,
         dropout=spec.dropout,
-        base_name=checkpoint.name,
         ckpt=checkpoint,
         card=card,
       )

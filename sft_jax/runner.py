@@ -7,15 +7,18 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from etils import epath
 
-from sft_jax import inputs, results, summary
+from sft_jax import inputs, results, scoring, summary
 from sft_jax import spec as spec_lib
+from sft_jax.data import datasets
 from sft_jax.data.loader import Loader, Prefetch
 from sft_jax.data.sampler import Sampler
-from sft_jax.evals import core, score
+from sft_jax.evals import core
 from sft_jax.models import source
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.program import Program, by_backend
@@ -23,11 +26,12 @@ from sft_jax.train import loop, precision
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.state import TrainState
 from sft_jax.utils import log
-from sft_jax.utils.errors import Interrupted, UserError
+from sft_jax.utils.errors import UserError
 from sft_jax.workdir import Workdir
 
 Tree = dict[str, Any]
 
+_MEMORY_HELP = 'use more devices (config.mesh.fsdp) or a smaller model'
 # Scores that decide which snapshot is best, lower first; the first one there is counts.
 _BEST_BY = ('ppl-heldout-response', 'ppl-heldout')
 # Measured once, on the base, and repeated in every row: what predicts before training.
@@ -48,12 +52,16 @@ def run(config: Any, workdir: str) -> list[results.Row]:
     Interrupted: stopped after saving.
   """
   with loop.StopSignal(config.max_seconds) as stop:
-    job = Run(config, workdir, stop)
-    if job.workdir.finished():
-      log.say(f'{workdir}: already done, nothing to do')
-    else:
+    with stop.at_once():
+      job = Run(config, workdir, stop)
+    if not job.workdir.finished():
       job.train()
-    for line in summary.lines(job.workdir, job.headline(), _command(job, workdir)):
+    elif config.export.format != 'none' and not job.export_path().exists():
+      job.export_kept()
+    else:
+      log.say(f'{workdir}: already done, nothing to do')
+    about = {'workdir': workdir, 'format': config.export.format, 'method': job.spec.method}
+    for line in summary.lines(job.workdir, job.scoring.headline, about):
       log.say(line)
     return job.workdir.rows()
 
@@ -61,21 +69,17 @@ def run(config: Any, workdir: str) -> list[results.Row]:
 def export(config: Any, workdir: str) -> str:
   """Writes weights kept in a workdir as `config.export` says; returns the directory.
 
+  Changes nothing else there: the run may be at work.
+
   Raises:
     UserError: no format given, or no weights kept.
+    Interrupted: stopped; nothing was half-written.
   """
-  job = Run(config, workdir, loop.StopSignal())
-  if config.export.format == 'none':
-    raise UserError('no format given', 'config.export.format', 'use hf or peft')
-  nothing = UserError('no weights are kept here', workdir, 'run it first; see config.checkpoint')
-  if not job.workdir.claimed():
-    raise nothing
-  checkpoints = job.checkpoints()
-  if not checkpoints.weights_steps():
-    raise nothing
-  out = job.export(checkpoints, None)
-  checkpoints.close()
-  return out
+  with loop.StopSignal() as stop, stop.at_once():
+    job = Run(config, workdir, stop)
+    if config.export.format == 'none':
+      raise UserError('no format given', 'config.export.format', 'use hf or peft')
+    return job.export_kept()
 
 
 class Run:
@@ -91,7 +95,7 @@ class Run:
     precision.check_precision(
       spec.param_dtype, spec.rounding, allow_lost_updates=config.train.allow_lost_updates
     )
-    self.task_names = core.task_names(config.eval.tasks)
+    core.task_names(config.eval.tasks)  # refuse bad ones now
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     self.workdir = Workdir(workdir)
     self.model = inputs.load_model(spec.base, config.cache_dir, spec.max_length).cut_over(mesh)
@@ -108,7 +112,9 @@ class Run:
       config.train.snapshot_at, self.loader.runs[0][1].steps_per_epoch, self.total_steps
     )
     self.writer = core.Writer(self.model.tokenizer, spec.template, config.eval.max_new_tokens)
-    self.tasks = self._make_tasks()
+    self.scoring = scoring.Scoring(config.eval, self.data, self.writer, self.workdir, stop)
+    if config.export.format != 'none' and config.export.snapshot == 'best':
+      self._refuse_no_best()
 
   def _make_loader(self) -> Loader:
     spec, train = self.spec, self.config.train
@@ -122,20 +128,16 @@ class Run:
       row_shards=self.program.shards,
     )
 
-  def _make_tasks(self) -> list[core.Task]:
-    budget, limit = self.config.eval.tokens_per_batch, self.config.eval.limit
-    tasks: list[core.Task] = []
-    if 'perplexity' in self.task_names and self.data.heldout:
-      tasks.append(core.Perplexity(self.data.heldout[: limit or None], 'heldout', budget))
-    if 'builtin' in self.task_names:
-      tasks.append(core.BuiltinShort(self.writer, limit))
-    return tasks
+  def _refuse_no_best(self) -> None:
+    if not self.scoring.ranks or self.config.checkpoint.keep_weights not in ('best', 'all'):
+      raise UserError(
+        'no best snapshot will be known and kept',
+        'config.export.snapshot',
+        'use config.checkpoint.keep_weights=best, perplexity in config.eval.tasks and held-out '
+        'records (config.data.heldout_share), or export the last',
+      )
 
-  def headline(self) -> list[str]:
-    """Columns worth showing first."""
-    return [column for task in self.tasks for column in task.headline]
-
-  def checkpoints(self) -> Checkpoints:
+  def checkpoints(self, read_only: bool = False) -> Checkpoints:
     """The checkpoints of this workdir."""
     config = self.config.checkpoint
     return Checkpoints(
@@ -145,14 +147,41 @@ class Run:
       weights=config.keep_weights,
       save_every_steps=config.every_steps,
       save_every_seconds=config.every_seconds,
+      read_only=read_only,
     )
 
   def train(self) -> None:
     """Trains from the latest checkpoint, or from the base, to the end."""
-    self.workdir.claim(self.config, self.spec, self.contents, self.run_id)
     self._introduce()
-    base, state = self.program.start(self.total_steps)
-    checkpoints = self.checkpoints()
+    with contextlib.ExitStack() as stack:
+      with self.stop.at_once(), loop.explain_memory('loading the model', _MEMORY_HELP):
+        guard = stack.enter_context(self.workdir.taken())
+        # Before the workdir is claimed: weights may turn out to be bad only when they are read.
+        base, state = self.program.start(self.total_steps)
+      self.workdir.claim(self.config, self.spec, self.contents, self.run_id)
+      self.workdir.put_json('audit.json', self.data.audit.as_json())
+      checkpoints = self.checkpoints()
+      try:
+        state = self._train(base, state, checkpoints, guard)
+        if self.config.export.format != 'none':
+          self.export(checkpoints, state.trained)
+        guard()
+        self.workdir.finish(self.total_steps)
+        checkpoints.delete_state()
+      except BaseException:
+        with contextlib.suppress(Exception):  # What came first is what is told.
+          checkpoints.close()
+        raise
+      checkpoints.close()
+
+  def _train(
+    self,
+    base: Tree | None,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    guard: Callable[[], None],
+  ) -> TrainState:
+    """The state after the last step."""
     start = 0
     if checkpoints.latest() is not None:
       abstract = jax.tree.map(
@@ -162,14 +191,16 @@ class Run:
       start, state = checkpoints.restore(abstract)
       log.say(f'resuming after step {start} of {self.total_steps}')
     if not any(row['step'] == 0 for row in self.workdir.rows()):
-      self._base_row(base, state)
+      log.say('evaluating the base')
+      subject = self.program.subject(base, state.trained if base is None else None)
+      self._put_row(0, 0.0, self.scoring.run(subject, 0, checkpoints.reject))
     step = self.program.make_step(state)
     first = jax.process_index() == 0
     progress = log.Progress(self.total_steps, done=start, quiet=not first)
     run_log = log.RunLog(self.workdir.path, quiet=not first)
     prefetch = Prefetch(self._place, self.total_steps)
     try:
-      state = loop.train(
+      return loop.train(
         step,
         base,
         state,
@@ -184,26 +215,19 @@ class Run:
         on_snapshot=functools.partial(self._snapshot, base, checkpoints, run_log),
         records=lambda index: self.loader.sources(index)[0],
         traces=lambda: max(step.traces, step.executables),
+        guard=guard,
         flops_per_token=self.program.flops_per_token(self.loader),
       )
-    except BaseException:
-      with contextlib.suppress(Exception):  # What came first is what is told.
-        checkpoints.close()
-      raise
     finally:
       prefetch.close()
       progress.close()
       run_log.close()
-    if self.config.export.format != 'none':
-      self.export(checkpoints, state.trained)
-    self.workdir.finish(self.total_steps)
-    checkpoints.close()
 
   def _place(self, index: int) -> dict[str, Any]:
     return self.loader.put(self.loader.batch(index), self.program.mesh)
 
   def _introduce(self) -> None:
-    """Says what is about to happen, and writes the audit."""
+    """Says what is about to happen."""
     _, micros, rows, length = self.loader.shape
     log.say(f'run {self.run_id}: {self.model.name}, {self.spec.method}, on {self.data.name}')
     for line in self.data.audit.lines():
@@ -217,32 +241,6 @@ class Run:
     )
     for sentence in self.program.not_cut():
       log.say(f'sharding     {sentence}')
-    self.workdir.put_json('audit.json', self.data.audit.as_json())
-
-  def _evaluate(self, subject: score.Subject, step: int, tasks: list[core.Task]) -> core.Scores:
-    """Scores of all tasks; per-item records and sample answers go to files."""
-    scores: core.Scores = {}
-    for task in tasks:
-      if self.stop.requested:
-        raise Interrupted(f'{self.stop.reason}, during an evaluation; start again to go on')
-      columns, items = core.evaluate(task, subject)
-      scores |= columns
-      for name, records in items.items():
-        self.workdir.put_items(step, name.removesuffix('-items'), records)
-    shown = [r for r in self.data.heldout_records if len(r.messages) == 2]
-    if shown := shown[: self.config.eval.samples]:
-      self.workdir.put_items(step, 'samples', self.writer.samples(subject, shown))
-    return scores
-
-  def _base_row(self, base: Tree | None, state: TrainState) -> None:
-    log.say('evaluating the base')
-    tasks = list(self.tasks)
-    if 'perplexity' in self.task_names and (limit := self.config.eval.train_limit):
-      tasks.append(
-        core.Perplexity(self.data.train[:limit], 'train', self.config.eval.tokens_per_batch)
-      )
-    weights = state.trained if base is None else None
-    self._put_row(0, 0.0, self._evaluate(self.program.subject(base, weights), 0, tasks))
 
   def _snapshot(
     self,
@@ -255,7 +253,8 @@ class Run:
   ) -> None:
     """Evaluates, measures the weight change and keeps the weights; the same if done again."""
     began = time.monotonic()
-    scores = self._evaluate(self.program.subject(base, state.trained), step, self.tasks)
+    subject = self.program.subject(base, state.trained)
+    scores = self.scoring.run(subject, step, checkpoints.reject)
     before = self.workdir.rows()[0]
     scores |= {name: value for name, value in before.items() if name.startswith(_BASE_ONLY)}
     self._put_row(step, epoch, scores)
@@ -287,6 +286,28 @@ class Run:
     )
     self.workdir.put_row(row)
 
+  def export_path(self) -> epath.Path:
+    """Where `config.export` puts weights."""
+    return self.workdir.path / 'export' / self.config.export.format
+
+  def export_kept(self) -> str:
+    """Exports from what is kept in the workdir; returns the directory.
+
+    Raises:
+      UserError: no weights are kept.
+    """
+    nothing = UserError(
+      'no weights are kept here',
+      str(self.workdir.path),
+      'run it first, in a new --workdir, with config.checkpoint.keep_weights=last or best',
+    )
+    if not self.workdir.claimed():
+      raise nothing
+    with contextlib.closing(self.checkpoints(read_only=True)) as checkpoints:
+      if not checkpoints.weights_steps():
+        raise nothing
+      return self.export(checkpoints, None)
+
   def export(self, checkpoints: Checkpoints, last: Tree | None) -> str:
     """Writes the chosen snapshot's weights below `export/`; returns the directory.
 
@@ -295,19 +316,26 @@ class Run:
       last: The weights after the last step, if at hand.
     """
     config, kept = self.config.export, checkpoints.weights_steps()
-    best = checkpoints.best_step() if config.snapshot == 'best' else None
-    step = best or (kept[-1] if last is None else self.total_steps)
+    step = self.total_steps if last is not None else kept[-1]
+    if config.snapshot == 'best':
+      best = checkpoints.best_step()
+      if best is None:
+        log.warn(
+          f'no snapshot that is kept has a finite perplexity: the last, step {step}, is taken'
+        )
+      step = best or step
     if last is not None and step == self.total_steps:
       weights = last
     else:
       weights = checkpoints.restore_weights(step, self.program.abstract_weights())
-    out = os.fspath(self.workdir.path / 'export' / config.format)
+    out, spec = os.fspath(self.export_path()), self.spec
+    data = spec.data_path or datasets.DATASETS[spec.data_name]['path']
     self.program.export(
       out,
       weights,
       format=config.format,
       dtype=config.dtype,
-      card=summary.card(self.model.name, self.data.name, self.workdir.rows(), self.spec, step),
+      card=summary.card(self.model.name, self.data.name, data, self.workdir.rows(), spec, step),
       stop_ids=self.writer.stop_ids,
     )
     log.say(f'exported step {step} to {out}')
@@ -320,8 +348,3 @@ def _use_compilation_cache(cache_dir: str) -> None:
     directory = source.cache_root(cache_dir) / 'compiled'
     jax.config.update('jax_compilation_cache_dir', os.fspath(directory))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def _command(job: Run, workdir: str) -> dict[str, str]:
-  """What the summary's advice refers to."""
-  return {'workdir': workdir, 'format': job.config.export.format, 'method': job.spec.method}

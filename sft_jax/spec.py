@@ -13,7 +13,7 @@ from typing import Any
 from sft_jax.utils.errors import UserError
 
 # Bumped by hand when a change of ours alters the numbers a run produces.
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,10 @@ class RunSpec:
   def factors(self) -> dict[str, Any]:
     """Factors that influence this run."""
     values = dataclasses.asdict(self)
-    return {k: v for k, v in values.items() if self.method == 'lora' or k not in _LORA_ONLY}
+    unused = set(() if self.method == 'lora' else _LORA_ONLY)
+    if self.rounding == 'stochastic':
+      unused.discard('seed_init')  # it seeds the rounding too
+    return {k: v for k, v in values.items() if k not in unused}
 
 
 def from_config(config: Any, backend: str) -> RunSpec:

@@ -1,5 +1,6 @@
 """What a run says when it ends: scores before and after, answers side by side, what to do next."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,21 +67,35 @@ def _advice(about: Mapping[str, str]) -> list[str]:
 
 
 def card(
-  model: str, data: str, rows: Sequence[results.Row], spec: spec_lib.RunSpec, step: int
+  model: str,
+  data: str,
+  data_path: str,
+  rows: Sequence[results.Row],
+  spec: spec_lib.RunSpec,
+  step: int,
 ) -> dict[str, Any]:
-  """Facts for a model card."""
+  """Facts for a model card; what names something on the hub only where it is from there.
+
+  Args:
+    model: Short name of the base.
+    data: Short name of the data.
+    data_path: Where they came from, as `config.data.path` says it.
+    rows: Rows of the run.
+    spec: Its factors.
+    step: The snapshot that is exported.
+  """
   held = [row for row in rows if row['step'] == step]
   scores = {
     name: value
     for name, value in (held[-1] if held else {}).items()
     if name.startswith(('ppl-heldout', 'builtin-em')) and not name.endswith('-stderr')
   }
+  hub = re.match(r'hf:([\w.-]+(/[\w.-]+)?)', data_path)
   return {
-    'base_model': spec.base,
-    'datasets': [data],
-    'library_name': 'peft' if spec.method == 'lora' else 'transformers',
+    'datasets': [hub[1]] if hub else [],
     'tags': ['sft', 'sft_jax', spec.method],
     'model_name': f'{model}-{data}',
+    'data': data,
     **{spec_lib.FACTORS[k].key: v for k, v in spec.factors().items() if k != 'base'},
     'steps': step,
     **scores,

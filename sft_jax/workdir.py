@@ -2,14 +2,17 @@
 
 Files: `config.json` (resolved config, factors, identity, provenance), `audit.json`,
 `metrics.jsonl`, TensorBoard events, `checkpoints/`, `weights/`, `rows.jsonl`, `layers.jsonl`,
-`samples/`, `export/`, and `done.json` once all is finished.
+`samples/`, `export/`, and `done.json` once all is finished. While a run is at work: `lease.json`,
+and `evaluation.json` with the tasks of an evaluation that are done.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from etils import epath
 
 from sft_jax import spec as spec_lib
 from sft_jax.results import ROW_KEY, Row
-from sft_jax.utils import io
+from sft_jax.utils import io, lease
 from sft_jax.utils.errors import UserError
 
 # Packages whose versions can change numbers.
@@ -40,7 +43,7 @@ class Workdir:
       UserError: naming the factors that differ.
     """
     config = self.path / 'config.json'
-    if not config.exists():
+    if not self.claimed():
       return
     held = io.read_json(config)
     if not isinstance(held, dict) or not {'run-id', 'factors'} <= held.keys():
@@ -59,18 +62,34 @@ class Workdir:
       'choose another --workdir, or undo the change',
     )
 
+  @contextlib.contextmanager
+  def taken(self) -> Iterator[Callable[[], None]]:
+    """Makes the directory and holds it against other processes; it goes again if it stays empty.
+
+    Yields:
+      A check that raises UserError when it was lost to another process all the same.
+
+    Raises:
+      UserError: another process is at work there, or it cannot be written.
+    """
+    if not self._writes:
+      yield lambda: None
+      return
+    made = not self.path.exists()
+    io.require_writable(self.path)
+    try:
+      with lease.Lease(self.path / 'lease.json') as held:
+        yield held.check
+    finally:
+      if made and not any(self.path.iterdir()):
+        self.path.rmdir()
+
   def claim(
     self, config: Any, spec: spec_lib.RunSpec, contents: spec_lib.Contents, run_id: str
   ) -> None:
-    """Makes the directory and writes `config.json`.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    if not self._writes:
-      return
-    io.require_writable(self.path)
-    self._write(
+    """Writes `config.json`: from here on the directory belongs to this run."""
+    self.check(spec, run_id)
+    self.put_json(
       'config.json',
       {
         'run-id': run_id,
@@ -112,11 +131,23 @@ class Workdir:
   def put_json(self, name: str, value: Any) -> None:
     """Writes one JSON file."""
     if self._writes:
-      self._write(name, value)
+      io.write_json_atomic(self.path / name, value)
+
+  def finished_tasks(self, step: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Scores by task that an evaluation of `step` had when it was stopped, under equal settings."""
+    path = self.path / 'evaluation.json'
+    held = io.read_json(path) if path.exists() else {}
+    equal = held.get('step') == step and held.get('settings') == settings
+    return dict(held['tasks']) if equal else {}
+
+  def put_finished_tasks(self, step: int, settings: dict[str, Any], tasks: dict[str, Any]) -> None:
+    """Keeps what `finished_tasks` gives back."""
+    self.put_json('evaluation.json', {'step': step, 'settings': settings, 'tasks': tasks})
 
   def claimed(self) -> bool:
     """Whether a run has begun here."""
-    return (self.path / 'config.json').exists()
+    with io.explain_unreadable(self.path):
+      return (self.path / 'config.json').exists()
 
   def finished(self) -> bool:
     """Whether the run is complete."""
@@ -125,10 +156,8 @@ class Workdir:
   def finish(self, steps: int) -> None:
     """Marks the run complete; nothing is written after this."""
     if self._writes:
-      self._write('done.json', {'steps': steps})
-
-  def _write(self, name: str, value: Any) -> None:
-    io.write_json_atomic(self.path / name, value)
+      (self.path / 'evaluation.json').unlink(missing_ok=True)
+    self.put_json('done.json', {'steps': steps})
 
 
 def _provenance() -> dict[str, Any]:

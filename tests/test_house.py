@@ -32,10 +32,11 @@ EDGES = {
   'workdir': ('utils', 'spec', 'results'),
   'summary': ('utils', 'spec', 'results', 'workdir'),
   'inputs': ('utils', 'spec', 'data', 'models'),
+  'scoring': ('utils', 'inputs', 'evals', 'train.loop', 'workdir'),
   'program': ('utils', 'spec', 'inputs', 'parallel', 'data', 'models', 'train', 'evals'),
   'runner': (
     *('utils', 'spec', 'results', 'parallel', 'data', 'models', 'train', 'evals'),
-    *('workdir', 'summary', 'inputs', 'program'),
+    *('workdir', 'summary', 'inputs', 'scoring', 'program'),
   ),
 }
 # Library -> the modules that may import it.

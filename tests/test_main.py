@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax import main, results, runner
+from sft_jax import main, results, runner, summary
+from sft_jax import spec as spec_lib
+from sft_jax.evals import core
 from sft_jax.models import decoder
 from sft_jax.train import loop
-from sft_jax.utils import trees
+from sft_jax.utils import lease, trees
 from sft_jax.utils.errors import Interrupted
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -117,7 +119,10 @@ def test_metrics_layers_audit_and_samples(finished):
   assert norms.shape == (3, 3) and (np.diff(norms, axis=0) > 0).all(), 'layers move on'
 
   audit = json.loads((workdir / 'audit.json').read_text())
-  assert 'read' in json.dumps(audit)
+  trained = rows[-1]['data_size']
+  assert (audit['read'], audit['kept'], audit['dropped']) == (trained, trained, {})
+  assert audit['heldout'] == len(tiny.records()) - trained == rows[-1]['heldout-n']
+  assert audit['tokens'] * 2 == rows[-1]['train-tokens'], 'two epochs'
   samples = sorted(path.name for path in (workdir / 'samples').glob('*'))
   wanted = [f'samples-{step}.jsonl' for step in (0, 2, 4, 8)] if method == 'lora' else []
   assert samples == wanted
@@ -206,6 +211,58 @@ def test_export_needs_a_format_and_kept_weights(full_run, tiny_files, tmp_path):
   assert not (tmp_path / 'no').exists()
 
 
+def test_a_finished_run_is_exported_when_asked(full_run, tiny_files, tmp_path, said):
+  copy = shutil.copytree(full_run, tmp_path / 'run')
+  before = snapshot_of(copy)
+  config = settings('full', tiny_files, export__format='hf')
+  assert tiny.run(copy, config) == tiny.read_jsonl(full_run / 'rows.jsonl')
+  assert f'exported step {tiny.STEPS} to {copy}/export/hf' in said()
+  assert (copy / 'export' / 'hf' / 'model.safetensors').exists()
+  assert {p: raw for p, raw in snapshot_of(copy).items() if 'export' not in p.parts} == before
+  assert 'already done' not in said()
+  tiny.run(copy, config)
+  assert 'already done' in said()
+  shutil.rmtree(copy / 'weights')
+  shutil.rmtree(copy / 'export')
+  with pytest.raises(main.UserError, match='no weights are kept here') as e:
+    tiny.run(copy, config)
+  assert 'config.checkpoint.keep_weights' in e.value.how
+
+
+def test_a_finished_run_keeps_no_training_state(finished):
+  _, workdir = finished
+  assert list((workdir / 'checkpoints').iterdir()) == []
+
+
+def test_without_a_finite_score_the_last_is_exported_and_that_is_said(
+  full_run, tiny_files, tmp_path, said, monkeypatch
+):
+  copy = shutil.copytree(full_run, tmp_path / 'run')
+  monkeypatch.setattr(runner.Checkpoints, 'best_step', lambda self: None)
+  config = settings('full', tiny_files, export__format='hf', export__snapshot='best')
+  with tiny.on_devices():
+    runner.export(config, str(copy))
+  assert f'no snapshot that is kept has a finite perplexity: the last, step {tiny.STEPS}' in said()
+
+
+@pytest.mark.parametrize(
+  ('base', 'data', 'wanted'),
+  [
+    ('org/name@v1', 'hf:org/data:config@train', {'datasets': ['org/data']}),
+    ('wheel:x==1', 'my.jsonl', {'datasets': []}),
+  ],
+)
+def test_card(base, data, wanted, full_run, tiny_files):
+  """What names something on the hub does so only where it is from there."""
+  config = settings('full', tiny_files, model__path=base)
+  spec = spec_lib.from_config(config, 'cpu')
+  rows = tiny.read_jsonl(full_run / 'rows.jsonl')
+  card = summary.card('base', 'data', data, rows, spec, tiny.STEPS)
+  assert card['datasets'] == wanted['datasets'] and card['data'] == 'data'
+  assert card['ppl-heldout'] == rows[-1]['ppl-heldout'] and card['steps'] == tiny.STEPS
+  assert not {'base_model', 'library_name'} & card.keys(), 'the writer of the export knows these'
+
+
 def test_best_snapshot_is_exported(tiny_files, tmp_path):
   """A learning rate that ruins the model late: the best is an earlier one, and is kept."""
   config = settings(
@@ -276,6 +333,61 @@ def test_time_limit_then_the_same_end(full_run, tiny_files, tmp_path):
     assert (tmp_path / 'w' / name).read_bytes() == (full_run / name).read_bytes()
 
 
+def test_a_time_limit_shorter_than_the_start_still_ends(tiny_files, tmp_path, monkeypatch):
+  """Each life makes progress: an evaluation task or a step; and no task is done twice."""
+  own = {'train__epochs': 1.0, 'train__snapshot_at': '0.5', 'eval__tasks': 'perplexity,builtin'}
+  config = settings('full', tiny_files, **own, eval__limit=4, eval__max_new_tokens=1)
+  tiny.run(tmp_path / 'whole', config)
+  config.max_seconds = 1e-6
+  done = []
+  evaluate = core.evaluate
+  monkeypatch.setattr(core, 'evaluate', lambda *args: done.append(args) or evaluate(*args))
+  lives = 1
+  while lives < 30:
+    try:
+      tiny.run(tmp_path / 'w', config)
+      break
+    except Interrupted as e:
+      assert 'time limit' in str(e)
+      lives += 1
+  assert (tmp_path / 'w' / 'done.json').exists() and lives > 5
+  assert len(done) == 3 + 2 + 2, 'tasks of the base, of step 2 and of step 4'
+  for name in ('rows.jsonl', 'layers.jsonl'):
+    assert (tmp_path / 'w' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+def test_two_processes_in_one_workdir(tiny_files, full_run, tmp_path):
+  """The second is refused while the first lives; exporting beside it changes nothing else."""
+  workdir = tmp_path / 'w'
+  config = settings('full', tiny_files, max_seconds=1e-6)
+  with pytest.raises(Interrupted):
+    tiny.run(workdir, config)
+  with lease.Lease(workdir / 'lease.json'):
+    before = snapshot_of(workdir)
+    with pytest.raises(main.UserError, match=f'process {os.getpid()}, is at work here'):
+      tiny.run(workdir, config)
+    assert snapshot_of(workdir) == before
+  copy = shutil.copytree(full_run, tmp_path / 'copy')
+  (copy / 'done.json').unlink()
+  for kind in ('checkpoints', 'weights'):
+    (copy / kind / '9.orbax-checkpoint-tmp-1').mkdir()
+    (copy / kind / '9.orbax-checkpoint-tmp-1' / 'half').touch()
+  with lease.Lease(copy / 'lease.json'), tiny.on_devices():
+    before = snapshot_of(copy)
+    runner.export(settings('full', tiny_files, export__format='hf'), str(copy))
+    after = {p: raw for p, raw in snapshot_of(copy).items() if 'export' not in p.parts}
+    assert after == before
+
+
+def test_an_unreadable_table(full_run, tiny_files, tmp_path):
+  copy = shutil.copytree(full_run, tmp_path / 'run')
+  for name in ('rows.jsonl', 'config.json'):
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    with pytest.raises(main.UserError, match=f'cannot be read: Is a directory .*{name}'):
+      tiny.run(copy, settings('full', tiny_files))
+
+
 def test_eight_devices(full_run, tiny_files, tmp_path):
   """Eight devices, sharded: the same table to float order."""
   if jax.device_count() < 8:
@@ -327,6 +439,72 @@ def test_sigterm_exits_3_and_the_same_command_ends_alike(full_run, tiny_files, t
   for name in ('rows.jsonl', 'layers.jsonl'):
     assert (tmp_path / 'w' / name).read_bytes() == (full_run / name).read_bytes()
   assert said.count('\n') < 30 and 'WARNING' not in again.stderr, 'quiet logs'
+
+
+def config_file(path, *lines):
+  body = ''.join(f'  {line}\n' for line in ('config = base.get_config()', *lines, 'return config'))
+  path.write_text(f'from configs import base\n\n\ndef get_config():\n{body}')
+  return path
+
+
+@pytest.mark.parametrize(
+  ('line', 'what', 'how'),
+  [
+    (
+      'config.train.learnin_rate = 1e-4',
+      'learnin_rate',
+      'did you mean config.train.learning_rate?',
+    ),
+    ('config.trian.epochs = 1', 'config.trian.epochs', 'did you mean config.train.epochs?'),
+    ("config['train']['epohcs'] = 1", 'epohcs', 'did you mean config.train.epochs?'),
+    ("config.train.epochs = 'many'", "field 'epochs'", ''),
+    ('config.train.epochs = epochs', "name 'epochs' is not defined", ''),
+    ('import nothing_there', "No module named 'nothing_there'", ''),
+    ('config.train.epochs = = 1', 'invalid syntax', ''),
+    ('1 / 0', 'ZeroDivisionError', ''),
+  ],
+)
+def test_what_is_wrong_in_a_config_file_is_told_with_its_line(line, what, how, tmp_path):
+  path = config_file(tmp_path / 'mine.py', line)
+  with pytest.raises(main.UserError) as e:
+    main.load_config(str(path))
+  assert what in e.value.what and how in e.value.how and e.value.where == f'{path}:6'
+  assert e.value.how and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ('line', 'what'),
+  [
+    ('config.train.epochs = None', 'config.train.epochs is None'),
+    ('config.train = None', 'config.train is None'),
+    ('config.train.batch_size = True', 'config.train.batch_size is True'),
+    ('config.unlock(); config.train.lr = 1.0', 'unknown config key config.train.lr'),
+    ('config.unlock(); del config.train.epochs', 'config.train.epochs is missing'),
+    ('return', 'config is None'),
+  ],
+)
+def test_values_of_no_use_are_refused_by_key(line, what, tmp_path):
+  path = config_file(tmp_path / 'mine.py', line)
+  with pytest.raises(main.UserError, match=what):
+    main.check_values(main.load_config(str(path)), str(path))
+
+
+@pytest.mark.parametrize('name', ['base', 'sft', 'quickstart'])
+def test_our_configs_are_locked_and_whole(name):
+  config = main.load_config(f'configs/{name}.py')
+  main.check_values(config, name)
+  with pytest.raises(AttributeError, match='learning_rate'):
+    config.train.learnin_rate = 1.0
+
+
+def test_a_bad_config_file_exits_2_in_one_line(tmp_path):
+  path = config_file(tmp_path / 'mine.py', 'config.train.learnin_rate = 1e-4')
+  done = subprocess.run(
+    command(tmp_path / 'w', f'--config={path}'), cwd=REPOSITORY, env=environment(),
+    capture_output=True, text=True, timeout=100,
+  )  # fmt: skip
+  assert done.returncode == 2 and not done.stdout
+  assert re.fullmatch(rf'error: unknown config key .* \({path}:6\) — did .*\n', done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,12 @@ def test_adapter_factors_do_not_change_a_full_run():
   assert spec_lib.run_id(one, CONTENTS) == spec_lib.run_id(two, CONTENTS)
 
 
+def test_a_seed_that_rounds_is_a_factor_of_a_full_run():
+  kinds = {'train__param_dtype': 'bfloat16', 'train__param_rounding': 'stochastic'}
+  one, two = (make(train__seeds__init=seed, **kinds) for seed in (1, 2))
+  assert spec_lib.run_id(one, CONTENTS) != spec_lib.run_id(two, CONTENTS)
+
+
 def test_contents_change_the_identity():
   spec = make()
   for field in dataclasses.fields(CONTENTS):

@@ -12,7 +12,7 @@ import numpy as np
 
 from sft_jax.data.formats import Record
 from sft_jax.data.overlap import NgramIndex, near_duplicates, ngram_overlap
-from sft_jax.data.tokenize import Dropped, Example, bos_prefix, stop_ids
+from sft_jax.data.tokenize import Dropped, Example, bos_prefix, stop_ids, without
 from sft_jax.utils.errors import UserError
 
 __all__ = ['Audit', 'audit', 'ngram_overlap']
@@ -29,7 +29,6 @@ class Audit:
     dropped: {reason: records}.
     dropped_at: {reason: where the first few are}.
     tokens, supervised: Tokens of the kept examples, and those with a loss weight.
-    unsupervised: Kept examples without a supervised token.
     stops: Kept examples whose last supervised token is a stop token.
     doubled_bos, missing_bos: Kept examples that start with BOS twice, or without the BOS that the
       tokenizer's own rule puts first.
@@ -37,7 +36,8 @@ class Audit:
     histogram: (shortest, longest, examples), by powers of two.
     exact_duplicates: Records whose content (case and spacing evened out) occurred before.
     near_duplicates: Further records that resemble an earlier one, and where the first few are.
-    heldout: Held-out records; heldout_overlap those that share 13 words with a training record.
+    heldout: Held-out records that can be measured; heldout_overlap those of them that share 13
+      words with a training record; heldout_dropped further ones that cannot.
     benchmarks: {file: (items that share 13 words with a training record, items)}.
     contaminated: {file: indices of those items}.
   """
@@ -49,7 +49,6 @@ class Audit:
   dropped_at: dict[str, list[str]]
   tokens: int
   supervised: int
-  unsupervised: int
   stops: int
   doubled_bos: int
   missing_bos: int
@@ -60,6 +59,7 @@ class Audit:
   near_duplicates_at: list[tuple[str, str]]
   heldout: int
   heldout_overlap: int
+  heldout_dropped: int
   benchmarks: dict[str, tuple[int, int]]
   contaminated: dict[str, list[int]]
 
@@ -97,11 +97,14 @@ class Audit:
     ]
     for later, earlier in self.near_duplicates_at:
       lines.append(f'  near       {later} and {earlier}')
+    more = f' ({self.heldout_dropped:,} dropped)' if self.heldout_dropped else ''
     if self.heldout:
       lines.append(
-        f'held out     {self.heldout:,} records, {self.heldout_overlap:,} share 13 words with '
-        'training records'
+        f'held out     {self.heldout:,} records{more}, {self.heldout_overlap:,} share 13 words '
+        'with training records'
       )
+    else:
+      lines.append(f'held out     no records{more}: there is no held-out perplexity')
     for path, (hits, total) in self.benchmarks.items():
       lines.append(f'overlap      {hits:,} of {total:,} items of {path} share 13 words')
     if self.lengths:
@@ -115,19 +118,13 @@ class Audit:
 
   def check(self) -> None:
     """Raises UserError when there is nothing to learn from."""
-    where = next((places[0] for places in self.dropped_at.values()), 'the training data')
     if not self.kept:
+      where = next((places[0] for places in self.dropped_at.values()), 'the training data')
       reasons = '; '.join(f'{count} {reason}' for reason, count in self.dropped.items())
       raise UserError(
         f'no record is left to train on: {reasons or "there were none"}',
         where=where,
         how='see the reasons; raise config.train.max_length if records are too long',
-      )
-    if not self.supervised or self.unsupervised:
-      raise UserError(
-        f'{self.unsupervised:,} of {self.kept:,} examples have no supervised token',
-        where='loss weights',
-        how='check config.data.template and config.data.loss_on',
       )
 
 
@@ -139,17 +136,19 @@ def audit(
   bench_files: Sequence[str],
   tokenizer: Any,
   template: str = 'study',
+  heldout_dropped: Sequence[Dropped] = (),
 ) -> Audit:
   """Looks at training data.
 
   Args:
     records: The training records, of which `examples` and `dropped` were made.
-    examples: What is trained on.
+    examples: What is trained on. Each has a supervised token, or it had been dropped.
     dropped: What is not.
     heldout: Records kept for evaluation.
     bench_files: Benchmark files or folders; see `overlap.read_benchmark`.
     tokenizer: The tokenizer of the examples.
     template: The template of the examples; says which tokens are stop tokens.
+    heldout_dropped: Those of `heldout` that could not be made examples.
 
   Raises:
     UserError: A benchmark file that cannot be read.
@@ -162,8 +161,8 @@ def audit(
   lengths = np.array([len(e) for e in examples], np.int64)
   keys = Counter(record.key for record in records)
   near = near_duplicates(records)
-  left_out = {item.source for item in dropped}
-  trained = [record for record in records if record.source not in left_out]
+  trained = without(records, dropped)
+  measured = without(heldout, heldout_dropped)
   index = NgramIndex(trained)
   overlaps = ngram_overlap(trained, bench_files, index=index)
   return Audit(
@@ -171,12 +170,11 @@ def audit(
     kept=len(examples),
     truncated=sum(e.truncated for e in examples),
     dropped=dict(reasons.most_common()),
-    dropped_at={r: [d.source for d in dropped if d.reason == r][:3] for r in reasons},
+    dropped_at={r: [d.record.source for d in dropped if d.reason == r][:3] for r in reasons},
     tokens=int(lengths.sum()),
     supervised=sum(map(len, supervised)),
-    unsupervised=sum(not len(places) for places in supervised),
     stops=sum(
-      bool(len(places) and np.isin(e.ids[places[-1]], stops))
+      bool(np.isin(e.ids[places[-1]], stops))
       for e, places in zip(examples, supervised, strict=True)
     ),
     doubled_bos=sum(bos is not None and bool((e.ids[:2] == bos).sum() == 2) for e in examples),
@@ -186,8 +184,9 @@ def audit(
     exact_duplicates=len(records) - len(keys),
     near_duplicates=len(near),
     near_duplicates_at=[(records[a].source, records[b].source) for a, b in near[:3]],
-    heldout=len(heldout),
-    heldout_overlap=len(index.hits([list(record.contents) for record in heldout])),
+    heldout=len(measured),
+    heldout_overlap=len(index.hits([list(record.contents) for record in measured])),
+    heldout_dropped=len(heldout_dropped),
     benchmarks={path: (len(hits), total) for path, (hits, total) in overlaps.items()},
     contaminated={path: hits for path, (hits, _) in overlaps.items()},
   )

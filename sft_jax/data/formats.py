@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sft_jax.data.readers import read_raw
@@ -92,8 +93,8 @@ def _kind(value: Any) -> str:
 
 
 def _system(raw: Mapping[str, Any]) -> list[Message]:
-  system = raw.get('system')
-  return [_say('system', system)] if isinstance(system, str) and system.strip() else []
+  system = _text(raw, 'system', default='')
+  return [_say('system', system)] if system.strip() else []
 
 
 def _say(role: str, content: str) -> Message:
@@ -102,7 +103,8 @@ def _say(role: str, content: str) -> Message:
 
 def _alpaca(raw: Mapping[str, Any]) -> list[Message]:
   messages = _system(raw)
-  for turn in raw.get('history') or ():
+  history = raw.get('history') or ()
+  for turn in history if isinstance(history, list | tuple) else [history]:
     if not isinstance(turn, list | tuple) or len(turn) != 2:
       raise _Bad("field 'history' is not a list of [question, answer]")
     messages.append(_say('user', _as_text(turn[0], 'history')))
@@ -119,7 +121,9 @@ def _turns(
 ) -> list[Message]:
   """A list of {role, content}, a dict of lists (as TFDS gives it), or alternating texts."""
   if isinstance(value, Mapping):
-    columns = {key: list(column) for key, column in value.items() if isinstance(column, list)}
+    columns = {key: column for key, column in value.items() if isinstance(column, list)}
+    if len(set(map(len, columns.values()))) != 1:
+      raise _Bad(f'field {name!r} is an object without lists of one length')
     value = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
   if not isinstance(value, list | tuple):
     raise _Bad(f'field {name!r} is {_kind(value)}, not a list')
@@ -181,10 +185,7 @@ def _question_answer(raw: Mapping[str, Any]) -> list[Message]:
 def _answer(raw: Mapping[str, Any]) -> str:
   """Text, first of a list, yes or no, number, 'value' or 'text' of an object, or the choice."""
   if 'choices' in raw and 'answerKey' in raw:
-    choices = raw['choices']
-    if not isinstance(choices, Mapping) or raw['answerKey'] not in choices.get('label', ()):
-      raise _Bad("field 'answerKey' names no label of 'choices'")
-    return _as_text(choices['text'][choices['label'].index(raw['answerKey'])], 'choices')
+    return _choice(raw['choices'], raw['answerKey'])
   name = next((n for n in ('answer', 'answers', 'label') if n in raw), 'answer')
   value = raw.get(name)
   if isinstance(value, Mapping):
@@ -196,8 +197,22 @@ def _answer(raw: Mapping[str, Any]) -> str:
   if isinstance(value, bool):
     return 'yes' if value else 'no'
   if isinstance(value, int | float):
+    if isinstance(value, float) and not math.isfinite(value):
+      raise _Bad(f'field {name!r} is {value}, not a finite number')
     return str(value)
   return _as_text(value, name)
+
+
+def _choice(choices: Any, answer: Any) -> str:
+  """The text of {'label': […], 'text': […]} whose label is `answer`."""
+  if not isinstance(choices, Mapping):
+    choices = {}
+  labels, texts = choices.get('label'), choices.get('text')
+  if not (isinstance(labels, list) and isinstance(texts, list) and len(labels) == len(texts)):
+    raise _Bad("field 'choices' is not an object of two lists, 'label' and 'text', of one length")
+  if answer not in labels:
+    raise _Bad("field 'answerKey' names no label of 'choices'")
+  return _as_text(texts[labels.index(answer)], 'choices')
 
 
 def _plain_text(raw: Mapping[str, Any]) -> str:
@@ -321,7 +336,9 @@ def read_records(
   if empty not in ('drop', 'error'):
     raise UserError(f'unknown choice {empty!r} for empty responses', how='use drop or error')
   records = []
-  for where, raw in _renamed(read_raw(path, limit, cache_dir, revision), columns or {}):
+  for where, raw in read_raw(path, limit, cache_dir, revision):
+    if columns and isinstance(raw, Mapping):
+      raw = {columns.get(key, key): value for key, value in raw.items()}
     if fmt == 'auto':
       fmt = detect(raw, where)
     record = convert(raw, fmt, where)
@@ -329,12 +346,3 @@ def read_records(
       raise UserError(record.problem, where=where, how='fill it in or remove the record')
     records.append(record)
   return records
-
-
-def _renamed(
-  items: Iterable[tuple[str, Any]], columns: Mapping[str, str]
-) -> Iterable[tuple[str, Any]]:
-  for where, raw in items:
-    if columns and isinstance(raw, Mapping):
-      raw = {columns.get(key, key): value for key, value in raw.items()}
-    yield where, raw

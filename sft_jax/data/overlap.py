@@ -4,8 +4,7 @@ Words are lower-case runs of letters, digits and underscores (`\\w+`); a Chinese
 character is a word of its own. Sequences are compared by 64-bit hashes.
 """
 
-import csv
-import io
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.data.formats import Record
-from sft_jax.data.readers import read_raw, read_text
+from sft_jax.data.readers import csv_rows, file_kind, read_raw, read_text
 from sft_jax.utils.errors import UserError
 
 _CJK = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff'
@@ -22,7 +21,7 @@ _WORDS = re.compile(f'[{_CJK}]|[^\\W{_CJK}]+')
 _HEADER_WORDS = frozenset(
   ('question', 'answer', 'prompt', 'text', 'instruction', 'input', 'output', 'label', 'category')
 )
-_SUFFIXES = ('.json', '.jsonl', '.csv', '.tsv', '.parquet')
+_KINDS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv', '.parquet')
 
 
 class Words:
@@ -91,15 +90,16 @@ class NgramIndex:
 
 
 def strings(item: Any) -> Iterator[str]:
-  """Every string in a nested value; keys do not count."""
-  if isinstance(item, str):
-    yield item
-  elif isinstance(item, dict):
-    for value in item.values():
-      yield from strings(value)
-  elif isinstance(item, list | tuple):
-    for value in item:
-      yield from strings(value)
+  """Every string in a nested value, in no particular order; keys do not count."""
+  open_items = [item]  # not by recursion: JSON may nest deeper than Python calls
+  while open_items:
+    value = open_items.pop()
+    if isinstance(value, str):
+      yield value
+    elif isinstance(value, dict):
+      open_items.extend(value.values())
+    elif isinstance(value, list | tuple):
+      open_items.extend(value)
 
 
 def read_benchmark(path: str) -> list[Any]:
@@ -107,17 +107,15 @@ def read_benchmark(path: str) -> list[Any]:
 
   A CSV file need not have a header. Raises UserError as `readers.read_raw` does.
   """
-  folder = pathlib.Path(path)
-  if folder.is_dir():
-    files = [f for f in sorted(folder.rglob('*')) if f.name.removesuffix('.gz').endswith(_SUFFIXES)]
+  if os.path.isdir(path):
+    inside = sorted(pathlib.Path(path).rglob('*'))
+    files = [str(file) for file in inside if file_kind(str(file)) in _KINDS and file.is_file()]
     if not files:
       raise UserError('no benchmark file in this folder', where=path, how='name files')
-    return [item for file in files for item in read_benchmark(str(file))]
-  plain = path.removesuffix('.gz')
-  if not plain.endswith(('.csv', '.tsv')):
+    return [item for file in files for item in read_benchmark(file)]
+  if file_kind(path) not in ('.csv', '.tsv'):
     return [item for _, item in read_raw(path)]
-  text = io.StringIO(read_text(path), newline='')
-  rows = [row for row in csv.reader(text, delimiter='\t' if plain.endswith('.tsv') else ',') if row]
+  rows = [row for _, row in csv_rows(path, read_text(path))]
   if rows and _HEADER_WORDS & {field.strip().lower() for field in rows[0]}:
     rows = rows[1:]
   if not rows:

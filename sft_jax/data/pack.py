@@ -47,13 +47,14 @@ def fill(
 ) -> dict[str, np.ndarray]:
   """Arrays [rows, row_length] of FIELDS.
 
-  Segments count the examples of a row from 1 (0 is padding); positions restart at 0 in each.
+  A token's segment is the number of its example, from 1 (0 is padding); positions restart at 0 in
+  each. So (segment, position) names a token of a step in whatever row it lies.
   Raises ValueError if a row overflows: no token is ever left out.
   """
   batch = {name: np.zeros((len(rows), row_length), dtype) for name, dtype in FIELDS.items()}
   for row, members in enumerate(rows):
     start = 0
-    for segment, index in enumerate(members, start=1):
+    for index in members:
       example = examples[index]
       end = start + len(example.ids)
       if end > row_length:
@@ -62,6 +63,6 @@ def fill(
       batch['loss_weight'][row, start:end] = example.loss_weight
       batch['loss_weight'][row, start] = 0
       batch['positions'][row, start:end] = np.arange(end - start)
-      batch['segments'][row, start:end] = segment
+      batch['segments'][row, start:end] = index + 1
       start = end
   return batch

@@ -1,9 +1,12 @@
 """Conversations as text, with the spans that hold instructions and responses.
 
-Not for token ids: `tokenize.py` turns the pieces made here into ids and loss weights.
+Rendering depends on nothing but its arguments: a chat template that asks for today's date is told
+26 July 2024, so that the same command gives the same tokens tomorrow. Not for token ids:
+`tokenize.py` turns the pieces made here into ids and loss weights.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +18,35 @@ MARKUP, INSTRUCTION, RESPONSE = 0, 1, 2
 TEMPLATES = {
   'study': '###Question: {instruction}\n###Answer: {response}<eos>',
   'chat': "the model's own chat template",
+}
+
+# strftime's codes for midnight of 26 July 2024, the date that Llama's templates fall back to.
+DATE = {
+  '%d': '26',
+  '%-d': '26',
+  '%e': '26',
+  '%m': '07',
+  '%-m': '7',
+  '%b': 'Jul',
+  '%h': 'Jul',
+  '%B': 'July',
+  '%y': '24',
+  '%Y': '2024',
+  '%F': '2024-07-26',
+  '%D': '07/26/24',
+  '%x': '07/26/24',
+  '%a': 'Fri',
+  '%A': 'Friday',
+  '%j': '208',
+  '%H': '00',
+  '%I': '12',
+  '%M': '00',
+  '%S': '00',
+  '%p': 'AM',
+  '%R': '00:00',
+  '%T': '00:00:00',
+  '%X': '00:00:00',
+  '%c': 'Fri Jul 26 00:00:00 2024',
 }
 
 Message = dict[str, str]
@@ -102,6 +134,19 @@ def render_text(text: str) -> list[Piece]:
   return [Piece(text, ((0, len(text), RESPONSE),), eos=True)]
 
 
+def _dated(template: str) -> str:
+  """The chat template with `strftime_now` fixed to DATE; other codes of strftime stay as written.
+
+  It is a macro because whatever else transformers hands to a template is made plain data first.
+  """
+  if 'strftime_now' not in template:
+    return template
+  steps = ''.join(f"|replace('{code}','{text}')" for code, text in DATE.items())
+  macro = '{%- macro strftime_now(format) -%}{{ format' + steps + ' }}{%- endmacro %}'
+  # transformers trims one line feed after a block, and blanks before one at the start of a line.
+  return f'{macro}\n{template}'
+
+
 def _sentinel(index: int) -> str:
   return f'Sentinel{index}Lentines'
 
@@ -125,7 +170,17 @@ class ChatRenderer:
         where="template 'chat'",
         how="use the template 'study', or a checkpoint with a chat template",
       )
-    self._apply: Callable[..., Any] = tokenizer.apply_chat_template
+    try:
+      template = _dated(tokenizer.get_chat_template())
+    except ValueError as error:  # several templates, and none of them the default
+      raise UserError(
+        f'no chat template to use: {error}',
+        where='tokenizer.chat_template',
+        how="name one 'default', or use config.data.template=study",
+      ) from error
+    self._apply: Callable[..., Any] = functools.partial(
+      tokenizer.apply_chat_template, chat_template=template, tokenize=False
+    )
     self._layouts: dict[tuple[str, ...], list[str] | None] = {}
     one = [{'role': 'user', 'content': _sentinel(0)}]
     try:
@@ -146,11 +201,9 @@ class ChatRenderer:
 
   def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
     """The rendered text, with an opened answer if `prompt`. Raises TemplateRefused."""
-    import jinja2
-
     try:
-      return self._apply(list(messages), tokenize=False, add_generation_prompt=prompt)
-    except (jinja2.TemplateError, TypeError, IndexError, KeyError, ValueError) as error:
+      return self._apply(list(messages), add_generation_prompt=prompt)
+    except Exception as error:  # a template is somebody's program: it may raise anything
       raise TemplateRefused(str(error) or type(error).__name__) from error
 
   def pieces(self, messages: Sequence[Message], source: str) -> list[Piece]:

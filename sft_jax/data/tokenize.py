@@ -44,6 +44,7 @@ __all__ = [
   'iter_encoded',
   'prompt_ids',
   'stop_ids',
+  'without',
 ]
 
 LOSS_ON = ('response', 'all')
@@ -91,8 +92,14 @@ class Example:
 class Dropped:
   """A record that is not trained on, and why."""
 
-  source: str
+  record: Record
   reason: str
+
+
+def without(records: Iterable[Record], dropped: Iterable[Dropped]) -> list[Record]:
+  """Those of `records` that were not dropped; told apart by identity, never by their source."""
+  gone = {id(item.record) for item in dropped}
+  return [record for record in records if id(record) not in gone]
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: Any, template: str) -> list[int]:
@@ -107,7 +114,11 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Any, template: str) -> li
     try:
       text = ChatRenderer(tokenizer).render(messages, prompt=True)
     except TemplateRefused as error:
-      raise UserError(f'the chat template refuses this conversation: {error}') from error
+      raise UserError(
+        f'the chat template refuses this conversation: {error}',
+        where='tokenizer.chat_template',
+        how='use config.data.template=study',
+      ) from error
     ids = list(tokenizer(text.rstrip(' '), add_special_tokens=False)['input_ids'])
     return ids if ids[: len(prefix)] == prefix else prefix + ids
   turns = study_turns(messages)
@@ -201,7 +212,7 @@ def iter_encoded(
       if any(piece.eos for piece in pieces):
         need_eos(tokenizer)
       parts = [(piece, next(encodings)) for piece in pieces]
-      yield _assemble(record.source, parts, vocabulary, loss_on, max_length, too_long)
+      yield _assemble(record, parts, vocabulary, loss_on, max_length, too_long)
 
 
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
@@ -211,7 +222,7 @@ def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
 
 def _render(record: Record, chat: ChatRenderer | None) -> list[Piece] | Dropped:
   if record.problem:
-    return Dropped(record.source, record.problem)
+    return Dropped(record, record.problem)
   if not record.messages:
     return render_text(record.text)
   if chat is None:
@@ -219,11 +230,11 @@ def _render(record: Record, chat: ChatRenderer | None) -> list[Piece] | Dropped:
   try:
     return chat.pieces(record.messages, record.source)
   except TemplateRefused as error:
-    return Dropped(record.source, f'the chat template refuses it: {error}')
+    return Dropped(record, f'the chat template refuses it: {error}')
 
 
 def _assemble(
-  source: str,
+  record: Record,
   parts: Sequence[tuple[Piece, Any]],
   vocabulary: Vocabulary,
   loss_on: str,
@@ -255,11 +266,11 @@ def _assemble(
     if too_long == 'error':
       raise UserError(
         f'a record has {length} tokens, more than max_length {max_length}',
-        where=source,
+        where=record.source,
         how='raise max_length, or set too_long to truncate or drop',
       )
     if too_long == 'drop':
-      return Dropped(source, 'longer than max_length')
+      return Dropped(record, 'longer than max_length')
   spans = np.concatenate(kinds)[:max_length] if kinds else np.zeros(0, np.uint8)
   weight = np.ones(len(spans), np.float32)
   if loss_on == 'response':
@@ -267,12 +278,12 @@ def _assemble(
   weight[:1] = 0
   if not weight.any():
     cut = length > max_length
-    return Dropped(source, 'no supervised token' + (' within max_length' if cut else ''))
+    return Dropped(record, 'no supervised token' + (' within max_length' if cut else ''))
   return Example(
     ids=np.asarray(ids[:max_length], np.int32),
     loss_weight=weight,
     spans=spans,
-    source=source,
+    source=record.source,
     span_bytes=counts,
     truncated=length > max_length,
   )

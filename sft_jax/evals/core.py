@@ -60,6 +60,7 @@ class Writer:
       adapter=subject.adapter,
       lora_scale=subject.lora_scale,
       dtype=subject.dtype,
+      check=subject.check,
     )
     return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in out]
 

@@ -8,7 +8,7 @@ Dimension letters: see the legend in `models/decoder.py`.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from sft_jax.data import pack
 from sft_jax.data.tokenize import SPANS, Example
-from sft_jax.models import decoder, head
+from sft_jax.models import decoder, export, head
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel.compile import exact_jit
 
@@ -37,6 +37,7 @@ class Subject:
     mesh: Mesh the parameters lie on.
     adapter: Low-rank factors without a run axis, or None.
     lora_scale: `[L]` scale of the adapter, or None.
+    check: Called before each batch; may raise to end an evaluation.
   """
 
   cfg: ModelConfig
@@ -45,6 +46,7 @@ class Subject:
   mesh: Mesh
   adapter: Tree | None = None
   lora_scale: jax.Array | None = None
+  check: Callable[[], None] = lambda: None
 
 
 @functools.partial(exact_jit, static_argnames=('cfg', 'dtype', 'mesh', 'chunk'))
@@ -97,13 +99,14 @@ def token_logprobs(
   rows = NamedSharding(subject.mesh, P(('data', 'fsdp')))
   scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(examples)
   for start in range(0, len(layout), height):
+    subject.check()
     members = [*layout[start : start + height]]
     members += [[]] * (height - len(members))
     batch = pack.fill(examples, members, width)
     placed = {
       name: jax.device_put(batch[name], rows) for name in ('tokens', 'positions', 'segments')
     }
-    out = np.asarray(
+    out = export.to_host(
       _logprobs(
         subject.cfg,
         subject.base,

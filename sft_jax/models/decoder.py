@@ -152,7 +152,8 @@ def forward(
     adapter: Low-rank factors of one run, `layers/<block>/<name>/lora_{a,b}`, or None.
     lora_scale: `[L]` float32, alpha/r per layer; a zero switches the adapter of that layer off.
     dropout_rate: Scalar; used only together with `dropout_key`.
-    dropout_key: Key of this microbatch's adapter dropout, or None for none.
+    dropout_key: Key of this step's adapter dropout, or None for none; each token of the step, by
+      its (segment, position), and each layer draw for themselves.
     dtype: Compute dtype.
     remat: A name of `REMAT_POLICIES`.
     mesh: When given, activations are kept sharded by rows over its ('data', 'fsdp') axes.
@@ -169,22 +170,30 @@ def forward(
   constrain = _row_sharded(mesh)
   graph, stacked = nnx.split(model.layers)
   scale = jnp.ones(cfg.num_layers, jnp.float32) if lora_scale is None else lora_scale
-  keys = None if dropout_key is None else jax.random.split(dropout_key, cfg.num_layers)
+  keys = None if dropout_key is None else _token_keys(dropout_key, segments, positions)
 
   def block(h, slices):
-    state, layer_scale, key, (which, window) = slices
+    state, layer_scale, number, (which, window) = slices
     layer = nnx.merge(graph, state)
     h = checkpoint_name(h, 'layer_input')
     seen = mask if window is None else mask & (distance < window)
     attend = functools.partial(_attend, cfg, mask=seen)
-    lora = LoraCall(layer_scale, dropout_rate, key)
+    fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))
+    lora = LoraCall(layer_scale, dropout_rate, None if keys is None else fold(keys))
     return layer(h, _pick(rope, which), attend, lora, constrain), None
 
   if REMAT_POLICIES[remat] is not None:
     block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=False)
   h = constrain(_embed(cfg, model, tokens, dtype))
-  h, _ = jax.lax.scan(block, h, (stacked, scale, keys, _layer_switches(cfg)))
+  numbers = jnp.arange(cfg.num_layers)
+  h, _ = jax.lax.scan(block, h, (stacked, scale, numbers, _layer_switches(cfg)))
   return _finish(cfg, model, h)
+
+
+def _token_keys(key: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
+  """`[B,T]` keys of the tokens of a step."""
+  one = lambda segment, position: jax.random.fold_in(jax.random.fold_in(key, segment), position)
+  return jax.vmap(jax.vmap(one))(segments, positions)
 
 
 def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) -> Tree:

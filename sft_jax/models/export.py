@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +58,8 @@ def export_hf(
     stop_ids: Further tokens that end a generation.
 
   Raises:
-    UserError: unknown dtype, a value that does not fit it, `out_dir` is something else, the disk is
-      full.
+    UserError: unknown dtype, a value that does not fit it, NaN or infinity, `out_dir` is something
+      else, the disk is full.
   """
   if dtype not in DTYPES:
     raise UserError(f'unknown dtype {dtype!r}', 'config.export', f'use {", ".join(DTYPES)}')
@@ -86,8 +85,8 @@ def export_hf(
     write_json(directory / 'config.json', {**ckpt.config, 'torch_dtype': dtype, 'dtype': dtype})
     write_tokenizer(directory, ckpt)
     write_json(directory / 'generation_config.json', _generation_config(ckpt, stop_ids))
-    facts = {'tags': ['sft'], 'pipeline_tag': 'text-generation', **(card or {})}
-    facts.setdefault('license', ckpt.license)
+    facts = {'library_name': 'transformers', 'pipeline_tag': 'text-generation'}
+    facts |= facts_of_base(ckpt) | {'tags': ['sft']} | dict(card or {})
     (directory / 'README.md').write_text(model_card(ckpt.name, facts), encoding='utf-8')
 
 
@@ -129,16 +128,26 @@ def _tensors(cfg: ModelConfig, params: trees.Tree, dtype: str) -> Iterator[tuple
       with np.errstate(over='ignore'):
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         stored = np.ascontiguousarray(whole).astype(target)
-      if dtype == 'float16' and not np.isfinite(stored).all():
-        raise UserError(
-          f'tensor {name} does not fit float16', 'config.export', 'export as bfloat16'
-        )
+      require_finite(name, whole, stored, dtype)
       yield name, stored
 
 
 def _as_stored(row: Row, cfg: ModelConfig, value: np.ndarray) -> np.ndarray:
   """One layer of a parameter in a checkpoint's orientation, without a padded vocabulary's tail."""
   return (value.T if row.transposed else value)[: families.extent(row, cfg)[1]]
+
+
+def require_finite(name: str, value: np.ndarray, stored: np.ndarray, dtype: str) -> None:
+  """Refuses a tensor that is not finite as it is stored, or at all."""
+  if np.isfinite(stored).all():
+    return
+  if np.isfinite(value.astype(np.float32)).all():
+    raise UserError(f'tensor {name} does not fit {dtype}', 'config.export', 'export as bfloat16')
+  raise UserError(
+    f'tensor {name} holds NaN or infinity',
+    'config.export',
+    'export another snapshot (config.export.snapshot=best), or train with a lower learning rate',
+  )
 
 
 def _take(
@@ -208,13 +217,15 @@ def _generation_config(ckpt: source.Checkpoint, stop_ids: Sequence[int]) -> dict
   return config
 
 
+def facts_of_base(ckpt: source.Checkpoint) -> dict[str, Any]:
+  """What a model card says of the base: its licence and, if it is from the hub, its id there."""
+  return {'license': ckpt.license, 'base_model': ckpt.hub_id}
+
+
 def model_card(base: str, facts: Mapping[str, Any]) -> str:
   """README.md: YAML head as the hub reads it, then the remaining facts as a table."""
-  head = {'library_name': 'transformers', **facts}
-  if re.fullmatch(source.HUB_ID, base):  # the hub accepts nothing else as a base model
-    head.setdefault('base_model', base.partition('@')[0])
   # JSON scalars and lists are YAML as well.
-  lines = [f'{key}: {json.dumps(head[key])}' for key in _CARD_HEAD if head.get(key)]
+  lines = [f'{key}: {json.dumps(facts[key])}' for key in _CARD_HEAD if facts.get(key)]
   title = facts.get('model_name') or f'{base}, fine-tuned'
   table = [f'| {key} | {_cell(value)} |' for key, value in facts.items() if key not in _CARD_HEAD]
   body = [
@@ -255,10 +266,9 @@ def new_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path | None]:
   with io.explain_os_errors(out_dir):
     if not remote:
       target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      dir=None if remote else target.parent, prefix=f'.{target.name}.partial-'
-    ) as scratch:
-      made = Path(scratch) / 'new'
+    parent = Path(tempfile.gettempdir()) if remote else Path(target.parent)
+    with io.scratch_directory(parent, target.name) as scratch:
+      made = scratch / 'new'
       made.mkdir()
       yield made
       if remote:
@@ -267,5 +277,5 @@ def new_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path | None]:
           epath.Path(path).copy(target / path.name, overwrite=True)
         return
       if target.exists():
-        os.replace(target, Path(scratch) / 'old')
+        os.replace(target, scratch / 'old')
       os.replace(made, target)

@@ -6,7 +6,7 @@ continuous batching, no shared prefixes, no sampling.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,6 +67,7 @@ def generate(
   lora_scale: jax.Array | None = None,
   dtype: Any = jnp.float32,
   rows: int = 32,
+  check: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
   """Continues each prompt greedily until a stop token or `max_new` tokens.
 
@@ -83,6 +84,7 @@ def generate(
     lora_scale: `[L]` adapter scale.
     dtype: Compute dtype.
     rows: Most rows in a batch.
+    check: Called before each batch; may raise to end the work.
 
   Returns:
     New token ids per prompt, without the stop token.
@@ -93,6 +95,7 @@ def generate(
   batches = math.ceil(len(prompts) / rows)
   rows = math.ceil(len(prompts) / max(batches, 1))
   for start in range(0, len(order), max(rows, 1)):
+    check()
     chunk = order[start : start + rows]
     width = -(-max(len(prompts[i]) for i in chunk) // 32) * 32
     tokens = np.zeros((rows, width), np.int32)

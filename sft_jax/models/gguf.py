@@ -65,16 +65,13 @@ class GgufCheckpoint(source.Checkpoint):
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     entry = self._entries[name]
-    rows, *rest = index or (slice(None),)
+    cut, *rest = index or (slice(None),)
+    heads = self._rotary_heads(name)
+    rows: Any = _unpermutation(entry.shape[0], heads)[cut] if heads else cut
     if len(entry.shape) == 1:
       return self._decode(name, entry, self._raw(entry))[rows]
     # Quantised blocks run along rows, so rows can be picked and reordered before decoding.
-    raw = self._raw(entry).reshape(*entry.shape[:-1], -1)
-    heads = self._rotary_heads(name)
-    if heads:
-      raw = raw[_unpermutation(entry.shape[0], heads)[rows]]
-    else:
-      raw = raw[rows]
+    raw = self._raw(entry).reshape(*entry.shape[:-1], -1)[rows]
     return self._decode(name, entry, raw)[(slice(None), *rest)]
 
   def _raw(self, entry: gguf_format.Entry) -> np.ndarray:

@@ -80,10 +80,10 @@ def load_params(
 
 
 def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
-  """Compares names and shapes of the checkpoint with the family's rows.
+  """Compares names, shapes and stored types of the checkpoint with the family's rows.
 
   Raises:
-    UserError: names the first tensor that is missing, misshaped or unknown.
+    UserError: names the first tensor that is missing, misshaped, unreadable or unknown.
   """
   if cfg.num_layers > len(ckpt.tensors):  # before a list as long as a damaged count is made
     raise UserError(
@@ -96,6 +96,7 @@ def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
     for row in families.rows(cfg)
     for name in hf_names(row, cfg)
   }
+  types: set[str] = set()
   for name, shape in expected.items():
     if name not in ckpt.tensors:
       raise UserError(
@@ -107,6 +108,9 @@ def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
         ckpt.where(name),
         'config and weights must be of the same model',
       )
+    if (stored := ckpt.tensors[name].dtype) not in types:
+      ckpt.check_stored(name)
+      types.add(stored)
   ignored = families.FAMILIES[cfg.architecture].ignored
   for name in sorted(set(ckpt.tensors) - set(expected)):
     if any(re.fullmatch(pattern, name) for pattern in ignored):

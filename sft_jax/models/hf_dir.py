@@ -77,20 +77,7 @@ class HfCheckpoint(source.Checkpoint):
     self.files = (config, *shards)
 
   def _file(self, name: str) -> Path | None:
-    """Path of a file of the checkpoint, refusing links that leave it; None when absent."""
-    path = self._directory / name
-    if not path.exists() and not path.is_symlink():
-      return None
-    if not path.exists():
-      raise UserError('dangling symbolic link', str(path), 'download the file again')
-    real, allowed = path.resolve(), [self._directory]
-    if self._directory.parent.name == 'snapshots':  # the hub cache links snapshots to its blobs
-      allowed.append(self._directory.parent.parent / 'blobs')
-    if not any(real.is_relative_to(root) for root in allowed):
-      raise UserError(
-        'symbolic link leaves the model directory', f'{path} -> {real}', 'copy the file instead'
-      )
-    return path
+    return source.member(self._directory, name)
 
   def _shards(self) -> dict[Path, set[str] | None]:
     """Weight files, each with the tensors the index places there (None without an index)."""
@@ -150,15 +137,21 @@ class HfCheckpoint(source.Checkpoint):
   def where(self, name: str) -> str:
     return str(self._home.get(name, self._directory))
 
+  def check_stored(self, name: str) -> None:
+    stored = self.tensors[name].dtype
+    if stored not in _READABLE:
+      raise UserError(
+        f'tensor {name} is stored as {stored}',
+        self.where(name),
+        f'readable: {", ".join(_READABLE)}',
+      )
+
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     import ml_dtypes  # noqa: F401  (numpy learns bfloat16 from it)
     from safetensors import SafetensorError, safe_open
 
-    info, path = self.tensors[name], self._home[name]
-    if info.dtype not in _READABLE:
-      raise UserError(
-        f'tensor {name} is stored as {info.dtype}', str(path), f'readable: {", ".join(_READABLE)}'
-      )
+    self.check_stored(name)
+    path = self._home[name]
     try:
       # Opened for this tensor alone: what has been read stays mapped as long as a file is open, and
       # would count as memory of the process.
@@ -224,7 +217,7 @@ def read_header(path: Path) -> dict[str, source.TensorInfo]:
     fail(f'corrupt safetensors header: {e}')
   if not isinstance(entries, dict):
     fail('corrupt safetensors header: not a JSON object')
-  tensors, end = {}, 0
+  tensors, spans = {}, []
   for name, entry in entries.items():
     if name == '__metadata__':
       continue
@@ -240,7 +233,13 @@ def read_header(path: Path) -> dict[str, source.TensorInfo]:
       fail(f'tensor {name}: {stop - start} bytes do not hold {dtype}{shape}')
     if 8 + length + stop > size:
       fail(f'truncated safetensors file: tensor {name} ends at byte {8 + length + stop} of {size}')
-    tensors[name], end = source.TensorInfo(tuple(shape), dtype), max(end, stop)
+    tensors[name] = source.TensorInfo(tuple(shape), dtype)
+    spans.append((start, stop, name))
+  end = 0
+  for start, stop, name in sorted(spans):
+    if start != end:
+      fail(f'tensor {name} begins at byte {start} of the data, the one before ends at {end}')
+    end = stop
   if 8 + length + end != size:
     fail(f'{size - 8 - length - end} bytes after the last tensor')
   if not tensors:

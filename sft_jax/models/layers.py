@@ -147,17 +147,27 @@ class Linear(nnx.Module):
 
 
 class LoraCall:
-  """What one layer needs beside the factors: its scale and, in training, its dropout."""
+  """What one layer needs beside the factors: its scale and, in training, its dropout.
 
-  def __init__(self, scale: jax.Array, rate: jax.Array | None, key: jax.Array | None):
-    self.scale, self.rate, self.key = scale, rate, key
+  Attributes:
+    scale: Scalar, alpha/r.
+    rate: Scalar rate of dropout, or None.
+    keys: `[B,T]` keys, one for each token and this layer, or None for no dropout.
+  """
+
+  def __init__(self, scale: jax.Array, rate: jax.Array | None, keys: jax.Array | None):
+    self.scale, self.rate, self.keys = scale, rate, keys
 
   def drop(self, x: jax.Array, salt: int) -> jax.Array:
-    """Inverted dropout of the adapter's input, as PEFT does; identity without a key."""
-    if self.key is None or self.rate is None:
+    """Inverted dropout of the adapter's input, as PEFT does; identity without keys.
+
+    What is dropped of a token depends on the token alone, not on the rows it is laid out in.
+    """
+    if self.keys is None or self.rate is None:
       return x
     keep = 1.0 - self.rate
-    mask = jax.random.bernoulli(jax.random.fold_in(self.key, salt), keep, x.shape)
+    draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, salt), keep, x.shape[-1:])
+    mask = jax.vmap(jax.vmap(draw))(self.keys)
     return jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 

@@ -101,12 +101,13 @@ def export_peft(
     rank: Rank to store.
     alpha: The scale is alpha/rank.
     dropout: As trained with; recorded only.
-    base_name: What `peft` shall load underneath; defaults to the checkpoint's name.
+    base_name: What `peft` shall load underneath; defaults to the checkpoint's hub id (its revision
+      goes into a field of its own) or name.
     ckpt: The base; its tokenizer is written beside the adapter.
     card: Facts for the model card.
 
   Raises:
-    UserError: `out_dir` is something else, the disk is full.
+    UserError: NaN or infinity, `out_dir` is something else, the disk is full.
     ValueError: padding beyond `rank` is not zero.
   """
   flat = {path: export.to_host(leaf) for path, leaf in trees.flatten(adapter).items()}
@@ -117,11 +118,16 @@ def export_peft(
     if adapted:
       ranks[stored.name] = rank * len(adapted)
       tensors |= _fuse(stored, adapted, flat, rank)
-  base = base_name or (ckpt.name if ckpt else '')
+  for name, value in tensors.items():
+    export.require_finite(name, value, value, 'float32')
+  base, revision = base_name, ''
+  if ckpt is not None and base_name in ('', ckpt.name):
+    base, revision = ckpt.hub_id or ckpt.name, ckpt.revision
   config = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': base or None,
+    'revision': revision or None,
     'inference_mode': True,
     'r': rank,
     'lora_alpha': int(alpha) if float(alpha).is_integer() else alpha,
@@ -145,9 +151,8 @@ def export_peft(
     export.write_json(directory / CONFIG, config)
     if ckpt is not None:
       export.write_tokenizer(directory, ckpt)
-    facts = {'library_name': 'peft', 'tags': ['sft', 'lora'], **(card or {})}
-    if ckpt is not None:
-      facts.setdefault('license', ckpt.license)
+    facts = {'library_name': 'peft', 'tags': ['sft', 'lora']}
+    facts |= (export.facts_of_base(ckpt) if ckpt else {}) | dict(card or {})
     text = export.model_card(base or 'a base model', facts)
     (directory / 'README.md').write_text(text, encoding='utf-8')
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_jax.utils import io
 from sft_jax.utils.errors import UserError
 
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
@@ -43,6 +44,8 @@ class Checkpoint(abc.ABC):
     tensors: Every tensor of the checkpoint by its Hugging Face name.
     files: The files that hold weights and config.
     license: Identifier as the source states it, or ''.
+    hub_id: `org/name` where it was fetched from the hub, or ''.
+    revision: The revision that was asked for there, or ''.
   """
 
   name: str
@@ -51,6 +54,8 @@ class Checkpoint(abc.ABC):
   tensors: Mapping[str, TensorInfo]
   files: tuple[Path, ...]
   license: str = ''
+  hub_id: str = ''
+  revision: str = ''
 
   @abc.abstractmethod
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -68,6 +73,10 @@ class Checkpoint(abc.ABC):
     """Tokenizer files to copy verbatim on export; empty when the tokenizer must be saved anew."""
     return ()
 
+  def check_stored(self, name: str) -> None:
+    """Raises UserError if the stored type of a tensor is not one that `read` reads."""
+    self.read(name, (slice(0, 1),))
+
   def where(self, name: str) -> str:
     """The file that holds a tensor, for messages."""
     return f'{self.files[0]}: {name}'
@@ -80,7 +89,8 @@ class Checkpoint(abc.ABC):
     """
     total = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
     for path in self.files:
-      total.update(_file_digest(path))
+      with io.explain_unreadable(path):
+        total.update(_file_digest(path))
     return total.hexdigest()
 
 
@@ -124,7 +134,9 @@ def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Check
     return open_local(Path(path).expanduser(), path)
   from sft_jax.models import hub
 
-  return open_local(hub.fetch(path), path)
+  ckpt = open_local(hub.fetch(path), path)
+  ckpt.hub_id, _, ckpt.revision = path.partition('@')
+  return ckpt
 
 
 def place(path: str) -> str:
@@ -138,8 +150,9 @@ def place(path: str) -> str:
   if path.startswith('wheel:'):
     return 'wheel'
   local = Path(path).expanduser()
-  if local.exists() or local.is_symlink():
-    return 'local'
+  with io.explain_unreadable(local):
+    if local.exists() or local.is_symlink():
+      return 'local'
   _refuse_pickle(local)
   looks_local = path.startswith(('/', '.', '~')) or path.endswith('.gguf')
   if looks_local or not re.fullmatch(HUB_ID, path):
@@ -152,24 +165,59 @@ def place(path: str) -> str:
 
 
 def open_local(path: Path, name: str) -> Checkpoint:
-  """Opens a model that lies on disk; `name` is what the user called it."""
+  """Opens a model that lies on disk; `name` is what the user called it.
+
+  Raises:
+    UserError: no model, damaged, or files that cannot be read.
+  """
   from sft_jax.models import gguf, hf_dir
 
   _refuse_pickle(path)
-  if path.is_dir():
-    ggufs = sorted(path.glob('*.gguf'))
-    if len(ggufs) == 1 and not (path / 'config.json').exists():
-      return gguf.GgufCheckpoint(ggufs[0], name)
-    return hf_dir.HfCheckpoint(path, name)
+  with io.explain_unreadable(path):
+    if path.is_dir():
+      ggufs = sorted(p.name for p in path.iterdir() if p.suffix == '.gguf')
+      if len(ggufs) == 1 and member(path, 'config.json') is None:
+        file = member(path, ggufs[0])
+        assert file is not None  # It was listed.
+        return gguf.GgufCheckpoint(file, name)
+      return hf_dir.HfCheckpoint(path, name)
+    return _open_file(path, name)
+
+
+def _open_file(path: Path, name: str) -> Checkpoint:
+  from sft_jax.models import gguf
+
+  if not path.exists():
+    raise UserError('dangling symbolic link', str(path), 'restore its target')
   if path.suffix == '.gguf':
     return gguf.GgufCheckpoint(path, name)
   if path.suffix == '.safetensors':
     raise UserError(
       'a model is a directory, not one safetensors file', str(path), f'give {path.parent}'
     )
-  if not path.exists():
-    raise UserError('dangling symbolic link', str(path), 'restore its target')
   raise UserError('not a model', str(path), 'give a Hugging Face directory or a .gguf file')
+
+
+def member(directory: Path, name: str) -> Path | None:
+  """Path of a file of a model's directory; None when absent.
+
+  Raises:
+    UserError: a link that leaves the directory, or leads nowhere.
+  """
+  path = directory / name
+  if not path.exists():
+    if path.is_symlink():
+      raise UserError('dangling symbolic link', str(path), 'download the file again')
+    return None
+  home = directory.resolve()
+  real, allowed = path.resolve(), [home]
+  if home.parent.name == 'snapshots':  # the hub cache links snapshots to its blobs
+    allowed.append(home.parent.parent / 'blobs')
+  if not any(real.is_relative_to(root) for root in allowed):
+    raise UserError(
+      'symbolic link leaves the model directory', f'{path} -> {real}', 'copy the file instead'
+    )
+  return path
 
 
 def _refuse_pickle(path: Path) -> None:

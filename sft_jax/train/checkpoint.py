@@ -2,14 +2,16 @@
 
 Two kinds with separate retention: `checkpoints/<step>` holds the whole training state (large, the
 latest suffices), `weights/<step>` what an evaluation or export needs. Orbax writes both
-asynchronously; one that was not committed is never read. Not for leaving sft_jax: `models/hf.py`.
+asynchronously; one that was not committed is never read. A state is known to be good only when the
+next step's loss is finite, so one more than asked for is kept, and `reject` takes the newest back.
+Not for leaving sft_jax: `models/export.py`.
 """
 
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,18 +39,18 @@ class Checkpoints:
     weights: str = 'last',
     save_every_steps: int = 0,
     save_every_seconds: float = 0.0,
-    layout: Mapping[str, Any] | None = None,
+    read_only: bool = False,
   ):
     """Opens the checkpoints of a workdir and removes those that were never completed.
 
     Args:
       workdir: Directory of the run.
       run_id: Identity of the run.
-      keep: Number of latest training states kept, at least 1.
+      keep: Number of latest good training states kept, at least 1.
       weights: Which snapshots' weights are kept: 'all', 'last', 'best' (and the last) or 'none'.
       save_every_steps: Training state is due at multiples of this; 0 = never for that reason.
       save_every_seconds: Training state is due this long after the last one; 0 = never.
-      layout: Plain values kept beside every checkpoint (stacking, dtype policy, versions).
+      read_only: Change nothing on disk: a run may be at work there.
 
     Raises:
       UserError: the workdir holds another run's checkpoints, or cannot be written.
@@ -59,7 +61,12 @@ class Checkpoints:
         where='config.checkpoint.keep_weights',
         how=f'choose one of {", ".join(WEIGHTS_POLICIES)}',
       )
-    self._run_id, self._policy, self._layout = run_id, weights, dict(layout or {})
+    self._run_id, self._policy, self._keep, self._read_only = (
+      run_id,
+      weights,
+      max(keep, 1),
+      read_only,
+    )
     self._every_steps, self._every_seconds = save_every_steps, save_every_seconds
     self._saved_at = time.monotonic()
     # Orbax wants an absolute path.
@@ -68,20 +75,23 @@ class Checkpoints:
     with io.explain_os_errors(root):
       for directory in (self._state_dir, self._weights_dir):
         self._check(directory)
-      self._state = _manager(self._state_dir, lambda steps: steps[-max(keep, 1) :])
+      # Which states go is decided in `save`.
+      self._state = _manager(self._state_dir, lambda steps: steps, read_only)
       self._scores = _scores(self._weights_dir)
-      self._weights = None if weights == 'none' else _manager(self._weights_dir, self._kept_weights)
+      unused = not self._weights_dir.exists() if read_only else weights == 'none'
+      self._weights = None if unused else _manager(self._weights_dir, self._kept_weights, read_only)
+    self._own: set[int] = set()
 
   def _check(self, directory: epath.Path) -> None:
     """Removes uncommitted checkpoints and refuses another run's."""
-    for path in sorted(directory.glob('*')) if directory.exists() else []:
+    for path in _entries(directory):
       # Orbax removes its own temporary directories; what is not named like a step is not ours.
       if not path.name.isdigit() or not path.is_dir():
         continue
       meta = _metadata(path)
       if meta is None:
         # Left by a kill. It would never be read, and stands where its step is saved again.
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self._read_only:
           log.say(f'removing an incomplete checkpoint: {path}')
           path.rmtree(missing_ok=True)
       elif meta['run_id'] != self._run_id:
@@ -107,6 +117,8 @@ class Checkpoints:
   def save(self, step: int, state: Any, wait: bool = False) -> None:
     """Saves the training state after `step` steps; the arrays may be donated at once.
 
+    States of earlier steps count as good: training went on from them.
+
     Args:
       step: Number of finished steps.
       state: Pytree of arrays.
@@ -121,21 +133,23 @@ class Checkpoints:
         # them again.
         if self._weights is not None:
           self._weights.wait_until_finished()
-        self._state.save(step, args=self._args(step, state))
+        # Before the save and not after it, so that the disk never holds more than `keep` + 1.
+        self._state.wait_until_finished()
+        for old in sorted(self._state.all_steps())[: -self._keep]:
+          self._state.delete(old)
+        _save(self._state, step, self._args(step, state))
+        self._own.add(step)
       if wait:
         self._state.wait_until_finished()
     self._saved_at = time.monotonic()
 
   def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any]:
-    """Restores training state.
+    """Returns (step, training state) and removes later states, which could not be read.
 
     Args:
       abstract: Pytree of `jax.ShapeDtypeStruct` with shardings, which may be of another mesh than
         the one that saved.
       step: Default the latest that can be read.
-
-    Returns:
-      (step, state).
 
     Raises:
       UserError: there is none, or it does not fit `abstract`.
@@ -143,12 +157,31 @@ class Checkpoints:
     steps = sorted(self._state.all_steps(), reverse=True) if step is None else [step]
     for candidate in steps:
       try:
-        return candidate, _restore(self._state, self._state_dir, candidate, abstract)
+        state = _restore(self._state, self._state_dir, candidate, abstract)
       except UserError as e:
         if candidate == steps[-1]:
           raise
         log.warn(f'{e}; trying the one before')
+        continue
+      for unreadable in steps[: steps.index(candidate)]:
+        self._state.delete(unreadable)
+      return candidate, state
     raise UserError('no checkpoint', where=str(self._state_dir), how='start without resuming')
+
+  def reject(self, step: int) -> int | None:
+    """Deletes states after `step` or more steps, which turned out to be bad.
+
+    One that this process did not save stays if there is no other: it may have been good before.
+
+    Returns:
+      The latest step left, on disk; None if there is none.
+    """
+    self.wait()
+    steps = self._state.all_steps()
+    for bad in steps:
+      if bad >= step and (bad in self._own or min(steps) < step):
+        self._state.delete(bad)
+    return self.latest()
 
   def save_weights(self, step: int, weights: Any, score: float | None = None) -> None:
     """Saves the weights of a snapshot, as the policy says; saving a step again changes nothing.
@@ -163,10 +196,10 @@ class Checkpoints:
     # latest was kept or dropped then.
     if manager is None or step <= (-1 if (last := manager.latest_step()) is None else last):
       return
-    if score is not None and not math.isnan(score):
+    if score is not None and math.isfinite(score):
       self._scores[step] = float(score)
     with io.explain_os_errors(self._weights_dir):
-      manager.save(step, args=self._args(step, weights, self._scores.get(step)))
+      _save(manager, step, self._args(step, weights, self._scores.get(step)))
 
   def restore_weights(self, step: int, abstract: Any) -> Any:
     """Restores the weights of a snapshot into the shardings of `abstract`.
@@ -184,7 +217,9 @@ class Checkpoints:
 
   def weights_steps(self) -> list[int]:
     """Steps whose weights are kept."""
-    return sorted(self._weights.all_steps()) if self._weights is not None else []
+    steps = sorted(self._weights.all_steps()) if self._weights is not None else []
+    # Who may not remove what was never completed must not take it for kept.
+    return [s for s in steps if not self._read_only or _metadata(self._weights_dir / str(s))]
 
   def best_step(self) -> int | None:
     """The kept step of the lowest score (the latest of equals); None without scores."""
@@ -202,9 +237,10 @@ class Checkpoints:
 
   def delete_state(self) -> None:
     """Deletes all training state: a finished run needs none."""
-    self.wait()
-    for step in list(self._state.all_steps()):
-      self._state.delete(step)
+    with io.explain_os_errors(self._state_dir):
+      self.wait()
+      for step in self._state.all_steps():
+        self._state.delete(step)
 
   def wait(self) -> None:
     """Returns when everything saved is complete on disk.
@@ -227,7 +263,7 @@ class Checkpoints:
   def _args(self, step: int, tree: Any, score: float | None = None) -> Any:
     import orbax.checkpoint as ocp
 
-    meta = {'run_id': self._run_id, 'step': step, 'score': score, 'layout': self._layout}
+    meta = {'run_id': self._run_id, 'step': step, 'score': score}
     return ocp.args.Composite(
       tree=ocp.args.StandardSave(tree),
       meta=ocp.args.JsonSave(json.loads(io.to_json(meta))),
@@ -246,7 +282,9 @@ class _Keep:
     return [info.step in kept for info in checkpoints]
 
 
-def _manager(directory: epath.Path, choose: Callable[[Sequence[int]], Sequence[int | None]]) -> Any:
+def _manager(
+  directory: epath.Path, choose: Callable[[Sequence[int]], Sequence[int | None]], read_only: bool
+) -> Any:
   # Imported here: orbax takes a second.
   import orbax.checkpoint as ocp
   from orbax.checkpoint import checkpoint_managers
@@ -257,15 +295,27 @@ def _manager(directory: epath.Path, choose: Callable[[Sequence[int]], Sequence[i
       preservation_policy=_Keep(choose),
       # Every call means it: the loop decides when.
       save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
-      enable_async_checkpointing=True,
-      cleanup_tmp_directories=True,
+      enable_async_checkpointing=not read_only,
+      cleanup_tmp_directories=not read_only,
+      create=not read_only,
+      read_only=read_only,
     ),
   )
 
 
+def _save(manager: Any, step: int, args: Any) -> None:
+  if not manager.save(step, args=args):
+    raise RuntimeError(f'orbax did not save step {step}; it holds {manager.all_steps()}')
+
+
+def _entries(directory: epath.Path) -> list[epath.Path]:
+  """What lies in a directory, in order; not by `glob`, which takes [ in its name for a pattern."""
+  return sorted(directory.iterdir()) if directory.exists() else []
+
+
 def _scores(directory: epath.Path) -> dict[int, float]:
   """{step: score} of the weights that are kept."""
-  metas = [_metadata(path) for path in directory.glob('*')] if directory.exists() else []
+  metas = [_metadata(path) for path in _entries(directory)]
   return {m['step']: m['score'] for m in metas if m is not None and m['score'] is not None}
 
 

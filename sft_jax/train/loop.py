@@ -5,14 +5,15 @@ Knows no data format, model or evaluation: it is handed `batches` and `on_snapsh
 What makes a kill at any moment harmless: a batch depends on its step alone, training state is saved
 only after its own metrics were seen to be finite, and everything a snapshot writes is keyed by its
 step, so that doing it again writes the same. A run resumed at a snapshot's step takes it again.
+A loss tells of the state before its step, so a saved state is taken back when the next loss is bad.
 """
 
+import contextlib
 import dataclasses
-import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -28,17 +29,23 @@ StepFn = Callable[[Tree, Tree, Mapping[str, Any]], tuple[Tree, Mapping[str, Any]
 
 # Several hosts must stop at the same step, so they ask each other, every so many steps.
 _AGREE_EVERY = 8
+_MEMORY_HELP = (
+  'set config.train.rows_per_micro=1, config.train.remat=full or a smaller '
+  'config.train.max_length, or use more devices (config.mesh.fsdp)'
+)
 
 
 class StopSignal:
   """Context in which SIGTERM, SIGINT or a time limit asks for a stop instead of killing.
 
-  A second SIGINT kills. Outside the main thread only the time limit works.
+  A second SIGINT kills. Outside the main thread only the time limit works. The limit waits for the
+  first `progress`, or a run whose start takes longer than it would be started again for ever.
   """
 
   def __init__(self, max_seconds: float = 0.0):
     """Starts the clock; `max_seconds` of 0 is no limit."""
     self.reason = ''
+    self._at_once, self._progress = False, False
     self._deadline = time.monotonic() + max_seconds if max_seconds > 0 else float('inf')
     self._limit = max_seconds
     self._previous: dict[int, Any] = {}
@@ -60,13 +67,49 @@ class StopSignal:
     self.reason = signal.Signals(number).name
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if self._at_once:
+      # Not caught by what takes any `Exception` for bad input, and a child is killed on the way.
+      raise KeyboardInterrupt
+
+  @contextlib.contextmanager
+  def at_once(self) -> Iterator[None]:
+    """Context in which a signal ends what is under way: there is nothing yet to be saved.
+
+    Raises:
+      Interrupted: instead of the end of the block.
+    """
+    self._at_once = True
+    try:
+      yield
+      if self.reason:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+      why = self.reason or 'SIGINT'
+      raise Interrupted(f'{why}, with nothing to be saved; start again to go on') from None
+    finally:
+      self._at_once = False
+
+  def progress(self) -> None:
+    """Tells that something was done which the next start will not have to do again."""
+    self._progress = True
 
   @property
   def requested(self) -> bool:
     """Whether this process was asked to stop; long evaluations may look too."""
-    if not self.reason and time.monotonic() >= self._deadline:
+    if not self.reason and self._progress and time.monotonic() >= self._deadline:
       self.reason = f'the time limit of {self._limit:g} s'
     return bool(self.reason)
+
+
+@contextlib.contextmanager
+def explain_memory(where: str, how: str) -> Iterator[None]:
+  """Turns a device that is out of memory, met inside, into a `UserError`."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    raise UserError('the device has too little memory', where, how) from e
 
 
 class OnSnapshot(Protocol):
@@ -83,17 +126,19 @@ class _Reporter:
   progress: log.Progress
   records: Callable[[int], Sequence[str]] | None
   on_nonfinite: Callable[[int, list[int]], None] | None
-  last_saved: Callable[[], int | None]
+  reject: Callable[[int], int | None]
   flops_per_token: float
 
   def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Waits for step number `step` (from 1) to finish."""
-    values = {name: np.atleast_1d(value) for name, value in jax.device_get(dict(metrics)).items()}
+    with explain_memory('train step', _MEMORY_HELP):
+      metrics = jax.device_get(dict(metrics))
+    values = {name: np.atleast_1d(value) for name, value in metrics.items()}
     bad = np.flatnonzero(values.pop('nonfinite'))
     if bad.size and self.on_nonfinite is not None:
       self.on_nonfinite(step, bad.tolist())
     elif bad.size:
-      self._stop(step)
+      self._stop(step, values['loss'])
     scalars = {name: float(value.mean()) for name, value in values.items()}
     for name in ('tokens', 'supervised'):
       scalars[name] = float(values[name].sum())
@@ -108,15 +153,16 @@ class _Reporter:
       rates |= {} if share is None else {'mfu': share}
     self.run_log.write(step, {**scalars, **rates, **chips.memory_stats()})
 
-  def _stop(self, step: int) -> None:
+  def _stop(self, step: int, loss: np.ndarray) -> None:
     names = list(self.records(step - 1)) if self.records is not None else []
     shown = ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
-    saved = self.last_saved()
+    # A finite loss clears the state before this step.
+    saved = self.reject(step if np.isfinite(loss).all() else step - 1)
     raise UserError(
-      f'loss or gradient is not finite at step {step}',
+      f'loss, gradient or update is not finite at step {step}',
       where=shown and f'records of that step: {shown}',
       how='lower config.train.learning_rate or look at these records; '
-      + (f'the checkpoint of step {saved} is kept' if saved else 'nothing was saved before'),
+      + (f'the checkpoint of step {saved} is kept' if saved else 'no good state was saved before'),
     )
 
 
@@ -137,6 +183,7 @@ def train(
   records: Callable[[int], Sequence[str]] | None = None,
   on_nonfinite: Callable[[int, list[int]], None] | None = None,
   traces: Callable[[], int] | None = None,
+  guard: Callable[[], None] = lambda: None,
   flops_per_token: float = 0.0,
 ) -> Tree:
   """Trains from `start_step` to `total_steps`.
@@ -151,16 +198,17 @@ def train(
     total_steps: Number of steps when finished.
     run_log: Metrics of later steps than `start_step` are removed from it first.
     progress: Bar.
-    checkpoints: Says when training state is due; it is also saved at the end and when stopping.
+    checkpoints: Says when training state is due; it is also saved before a snapshot is evaluated,
+      at the end and when stopping.
     stop: Looked at after each step.
     snapshot_steps: Number of steps done -> epoch, where `on_snapshot` is called. 0 is before
       training.
-    on_snapshot: Called with the state, which it must not donate. If it raises `Interrupted`, the
-      state is saved first.
+    on_snapshot: Called with the state, which it must not donate, and which is saved already.
     records: Names of the records in the batch of a step index, for the message about a non-finite
       step.
     on_nonfinite: Called with the step and the runs that failed, instead of stopping.
     traces: How often `step_fn` was traced in this process.
+    guard: Raises when this process may not go on; called before anything is saved.
     flops_per_token: For MFU; 0 = not logged. See `chips.flops_per_token`.
 
   Returns:
@@ -168,21 +216,22 @@ def train(
 
   Raises:
     Interrupted: asked to stop; the state is saved and starting again continues.
-    UserError: a loss or gradient is not finite; the disk is full.
+    UserError: a loss, gradient or update is not finite; the disk or the device's memory is full.
     RuntimeError: the step was compiled more than once.
   """
   snapshots = snapshot_steps or {}
-  last_saved = functools.partial(_last_saved, checkpoints)
-  report = _Reporter(run_log, progress, records, on_nonfinite, last_saved, flops_per_token)
+  report = _Reporter(run_log, progress, records, on_nonfinite, checkpoints.reject, flops_per_token)
   run_log.truncate_after(start_step)
   done = start_step
   pending: Mapping[str, Any] | None = None
   shapes: dict[str, str] = {}
 
   while True:
-    stopping, overdue = _agree(stop.requested, checkpoints.overdue(), done)
-    saving = done > start_step and (overdue or checkpoints.due(done) or done == total_steps)
-    if pending is not None and (stopping or saving or done in snapshots):
+    stopping, overdue = agree(stop.requested, checkpoints.overdue(), done)
+    # Before an evaluation too, which may take longer than what ends this process allows.
+    saving = overdue or checkpoints.due(done) or done in snapshots or done == total_steps
+    guard()
+    if pending is not None and (stopping or saving):
       # Nothing is saved or evaluated before its own step is known to be finite.
       report(done, pending)
       pending = None
@@ -190,22 +239,23 @@ def train(
       checkpoints.save(done, state, wait=True)
       why = stop.reason or 'another process'
       raise Interrupted(f'{why}, after step {done}; start again to go on')
-    if saving:
+    if saving and done > start_step:
       checkpoints.save(done, state)
-    if done in snapshots and on_snapshot is not None:
+    if on_snapshot is not None and done in snapshots:
       try:
         on_snapshot(state, done, snapshots[done])
       except Interrupted:
-        checkpoints.save(done, state, wait=True)
+        checkpoints.wait()  # Or it would be told too early that it was saved.
         raise
       progress.pause()
     if done == total_steps:
       break
 
-    batch = batches(done)
-    shapes = shapes or _shapes(state, batch)
     given = state
-    state, metrics = step_fn(base, given, batch)
+    with explain_memory('train step', _MEMORY_HELP):
+      batch = batches(done)
+      shapes = shapes or _shapes(state, batch)
+      state, metrics = step_fn(base, given, batch)
     if traces is not None and traces() > 1:
       raise RuntimeError(f'the step was compiled again: {_difference(shapes, given, batch)}')
     del given  # or a step that does not donate would hold two states
@@ -213,19 +263,14 @@ def train(
       # The metrics of the step before, now that the device has its next work.
       report(done, pending)
     done, pending = done + 1, metrics
+    stop.progress()
 
   checkpoints.wait()
   run_log.flush()
   return state
 
 
-def _last_saved(checkpoints: Checkpoints) -> int | None:
-  """The latest training state, once it is on disk."""
-  checkpoints.wait()
-  return checkpoints.latest()
-
-
-def _agree(stopping: bool, saving: bool, step: int) -> tuple[bool, bool]:
+def agree(stopping: bool, saving: bool, step: int) -> tuple[bool, bool]:
   """The same answer on every host: any of them may ask for a stop or a save."""
   if jax.process_count() == 1:
     return stopping, saving

@@ -232,8 +232,10 @@ def update(
     rounding_key: Key of this run and step; folded with each path.
 
   Returns:
-    Parameters, moments, and `learning-rate`, `grad-norm` (before clipping), `updates-lost`. A
-    gradient whose norm is not finite leaves everything as it is.
+    Parameters, moments, and `learning-rate`, `grad-norm` (before clipping), `updates-lost`, and
+    `finite`: whether the gradient's norm and all new parameters are. A norm that is not finite
+    leaves everything as it is. A parameter that is not leaves its own entry as it is: to undo the
+    others too would take a second copy of everything, and such a run is at its end anyway.
   """
   norm = optax.tree.norm(grads)
   active = active & jnp.isfinite(norm)
@@ -268,7 +270,8 @@ def update(
     new = precision.store(wide + change, old.dtype, rounding, key)
     more_lost, more_moved = precision.lost_updates(old, new, change)
     lost, moved = lost + more_lost, moved + more_moved
-    keep = lambda now, before: jnp.where(active, now, before)
+    # Moments, as means of what is finite, stay so by themselves.
+    keep = lambda now, before: jnp.where(active & jnp.isfinite(now), now, before)
     return keep(new, old), keep(new_mu, mu), keep(new_nu, nu)
 
   leaves = trees.flatten(trees.map_with_path(apply, trained, grads, moments.mu, moments.nu))
@@ -277,6 +280,7 @@ def update(
     'learning-rate': rate,
     'grad-norm': norm,
     'updates-lost': lost / jnp.maximum(moved, 1),
+    'finite': jnp.isfinite(norm) & jnp.isfinite(lost),
   }
   count = jnp.where(active, count, moments.count)
   return pick(0), optax.ScaleByAdamState(count=count, mu=pick(1), nu=pick(2)), metrics

@@ -68,9 +68,10 @@ def store(x: Array, dtype: jnp.dtype, rounding: str, key: Array | None) -> Array
 def lost_updates(old: Array, new: Array, update: Array) -> tuple[Array, Array]:
   """How many entries of a non-zero `update` left the parameter as it was, and how many there were.
 
-  Both float32 scalars, from integer counts over the last axis, so large leaves are counted well.
+  Both float32 scalars, counted over the last axis first, so large leaves are counted well. The
+  first is NaN if `new` holds something that is not finite: one sum serves both, as a second one
+  would have XLA write whole temporaries.
   """
   moved = update != 0
-  lost = moved & (new == old)
-  total = lambda x: x.sum(-1, dtype=jnp.int32).astype(jnp.float32).sum()
-  return total(lost), total(moved)
+  lost = jnp.where(jnp.isfinite(new), (moved & (new == old)).astype(jnp.float32), jnp.nan)
+  return lost.sum(-1).sum(), moved.sum(-1, dtype=jnp.int32).astype(jnp.float32).sum()

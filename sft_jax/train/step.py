@@ -142,7 +142,7 @@ class TrainStep:
       rounding=self._settings.param_rounding,
       rounding_key=rounding,
     )
-    finite = jnp.isfinite(sums['loss']) & jnp.isfinite(metrics['grad-norm'])
+    finite = jnp.isfinite(sums['loss']) & metrics.pop('finite')
     nonfinite = running & ~finite
     metrics = {**sums, **metrics, 'nonfinite': nonfinite}
     return trained, moments, state.failed | nonfinite, metrics
@@ -160,9 +160,7 @@ class TrainStep:
 
     def one(i: Array) -> tuple[tuple[Array, Array], Tree]:
       part = {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in arrays.items()}
-      fn = lambda trained: self._micro_loss(
-        base, trained, state.hypers, part, jax.random.fold_in(dropout, i)
-      )
+      fn = lambda trained: self._micro_loss(base, trained, state.hypers, part, dropout)
       value, grads = jax.value_and_grad(fn, has_aux=True)(state.trained)
       return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 

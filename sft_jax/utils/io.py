@@ -11,13 +11,19 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from sft_jax.utils import process
 from sft_jax.utils.errors import UserError
 
+_DAY_S = 86_400
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What a library's own error says when it wraps one of the above.
@@ -52,7 +58,26 @@ def explain_os_errors(path: epath.PathLike) -> Iterator[None]:
         where=str(path),
         how='remove it or choose another --workdir',
       ) from e
+    if number == errno.EISDIR:
+      raise UserError(
+        'a directory stands where a file is needed',
+        where=str(path),
+        how='remove it or choose another --workdir',
+      ) from e
     raise
+
+
+@contextlib.contextmanager
+def explain_unreadable(path: epath.PathLike) -> Iterator[None]:
+  """Turns a file that cannot be opened or read, met inside, into a `UserError` that names it."""
+  try:
+    yield
+  except OSError as e:
+    raise UserError(
+      f'cannot be read: {e.strerror or e}',
+      where=str(e.filename or path),
+      how='check what lies there and its permissions',
+    ) from e
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -83,6 +108,39 @@ def write_bytes_atomic(path: epath.PathLike, data: bytes) -> None:
     except BaseException:
       temporary.unlink(missing_ok=True)
       raise
+
+
+def create_text(path: epath.PathLike, text: str) -> bool:
+  """Makes a file of UTF-8 text, whole, where none is; False, and nothing done, where one is.
+
+  Of several processes one succeeds. An object store cannot promise that: read the file again.
+
+  Raises:
+    UserError: full disk, no permission, read-only file system.
+  """
+  target = epath.Path(path)
+  with explain_os_errors(target):
+    if is_remote(path):
+      if target.exists():
+        return False
+      target.write_text(text)
+      return True
+    temporary = target.parent / f'.{target.name}.{uuid.uuid4().hex}.tmp'
+    try:
+      write_text_atomic(temporary, text)
+      os.link(temporary, target)
+      return True
+    except FileExistsError:
+      return False
+    except OSError:  # A file system without links.
+      try:
+        with open(target, 'x', encoding='utf-8') as f:
+          f.write(text)
+        return True
+      except FileExistsError:
+        return False
+    finally:
+      temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: epath.PathLike, text: str) -> None:
@@ -118,12 +176,12 @@ def read_json(path: epath.PathLike) -> Any:
   """Reads a JSON file.
 
   Raises:
-    UserError: the file is missing, is not UTF-8 or is not JSON.
+    UserError: the file is missing, cannot be read, is not UTF-8 or is not JSON.
   """
   try:
-    return json.loads(epath.Path(path).read_text())
-  except FileNotFoundError as e:
-    raise UserError('file not found', where=str(path), how='check the path') from e
+    with explain_unreadable(path):
+      text = epath.Path(path).read_text()
+    return json.loads(text)
   except UnicodeDecodeError as e:
     raise UserError('file is not UTF-8 text', where=str(path), how='save it as UTF-8') from e
   except json.JSONDecodeError as e:
@@ -136,13 +194,13 @@ def read_jsonl(path: epath.PathLike) -> list[dict[str, Any]]:
   """Reads the objects of a file we wrote; [] when it is absent.
 
   Raises:
-    UserError: a line is not a JSON object.
+    UserError: it cannot be read, or a line is not a JSON object.
   """
   file = epath.Path(path)
   rows: list[dict[str, Any]] = []
-  if not file.exists():
-    return rows
-  for number, line in enumerate(file.read_bytes().split(b'\n'), 1):
+  with explain_unreadable(path):
+    text = file.read_bytes() if file.exists() else b''
+  for number, line in enumerate(text.split(b'\n'), 1):
     if not line.strip():
       continue
     try:
@@ -194,15 +252,11 @@ def free_bytes(path: epath.PathLike) -> int:
   return shutil.disk_usage(place).free
 
 
-def require_writable(directory: epath.PathLike, need_bytes: int = 0) -> None:
+def require_writable(directory: epath.PathLike) -> None:
   """Makes `directory` and proves that a file can be written into it.
 
-  Args:
-    directory: Local or remote directory.
-    need_bytes: What is about to be written there, if known.
-
   Raises:
-    UserError: read-only, forbidden, full, too little space, or a file stands in the way.
+    UserError: read-only, forbidden, full, or a file stands in the way.
   """
   with explain_os_errors(directory):
     place = epath.Path(directory)
@@ -216,10 +270,31 @@ def require_writable(directory: epath.PathLike, need_bytes: int = 0) -> None:
     finally:
       with contextlib.suppress(OSError):
         probe.unlink(missing_ok=True)
-  free = free_bytes(directory)
-  if need_bytes > free:
-    raise UserError(
-      f'too little disk space: {need_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free',
-      where=str(directory),
-      how='free space or choose another --workdir',
-    )
+
+
+@contextlib.contextmanager
+def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
+  """Yields a new local directory beside where `name` is to stand; it is gone afterwards.
+
+  What killed processes left of theirs is removed first; a living one's stays.
+  """
+  prefix = f'.{name}.partial-'
+  for path in parent.iterdir():
+    if path.name.startswith(prefix) and _is_left_behind(path):
+      shutil.rmtree(path, ignore_errors=True)
+  with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made:
+    write_json_atomic(Path(made) / 'owner.json', process.me())
+    yield Path(made)
+
+
+def _is_left_behind(scratch: Path) -> bool:
+  try:
+    alive = process.lives(json.loads((scratch / 'owner.json').read_text()))
+  except (OSError, ValueError, KeyError, TypeError):
+    alive = None
+  if alive is not None:
+    return not alive
+  # Of another machine, or without a name: only time tells.
+  with contextlib.suppress(OSError):
+    return time.time() - scratch.stat().st_mtime > _DAY_S
+  return False

@@ -47,12 +47,11 @@ class _Lines(logging.Handler):
       sys.stderr.flush()
 
 
-def setup_logging(verbosity: int = 0, primary: bool = True) -> None:
+def setup_logging(verbosity: int = 0) -> None:
   """Makes `say` print, and libraries quiet.
 
   Args:
     verbosity: -1 warnings only; 0 our lines; 1 also what libraries say at INFO.
-    primary: False on all processes but the first, which then print warnings only.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if verbosity < 1 else '0')
   # transformers announces on import that it has no torch; we use its tokenizers alone.
@@ -60,7 +59,7 @@ def setup_logging(verbosity: int = 0, primary: bool = True) -> None:
   logger = logging.getLogger(_LOGGER)
   logger.handlers = [_Lines()]
   logger.propagate = False
-  logger.setLevel(logging.INFO if primary and verbosity >= 0 else logging.WARNING)
+  logger.setLevel(logging.INFO if verbosity >= 0 else logging.WARNING)
   for name in _CHATTY:
     logging.getLogger(name).setLevel(logging.INFO if verbosity > 0 else logging.ERROR)
 
@@ -147,11 +146,15 @@ class RunLog:
       warn(f'no TensorBoard events: {type(e).__name__}: {e}; metrics.jsonl is written all the same')
 
   def truncate_after(self, step: int) -> None:
-    """Removes the lines of later steps: a resumed run writes them again."""
+    """Removes what a run resumed after `step` steps writes again.
+
+    That is, lines of later steps, and of this step those that are no step's own (without a loss):
+    its snapshot is taken again.
+    """
     if self._quiet or not (self._remote or self.path.exists()):
       return
     lines = self._remote or self.path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= step]
+    kept = [line for line in lines if _is_before(line, step)]
     if self._remote:
       self._remote = kept
     if len(kept) != len(lines):
@@ -179,11 +182,13 @@ def _single(value: float) -> float:
   return math.copysign(math.inf, value) if abs(value) > 3.4e38 else float(value)
 
 
-def _step_of(line: str) -> float:
+def _is_before(line: str, step: int) -> bool:
+  """Whether a line was written before the snapshot of `step`."""
   try:
-    return float(json.loads(line)['step'])
+    row = json.loads(line)
+    return row['step'] < step or (row['step'] == step and 'loss' in row)
   except (ValueError, KeyError, TypeError):
-    return float('inf')
+    return False
 
 
 class Bar:

@@ -1,5 +1,6 @@
 """The audit's counts on data made for it, and the overlaps known in the real data."""
 
+import dataclasses
 import gzip
 import json
 
@@ -9,7 +10,7 @@ import pytest
 from sft_jax.data.audit import audit
 from sft_jax.data.formats import EMPTY, Record, read_records
 from sft_jax.data.overlap import NgramIndex, near_duplicates, ngram_overlap, read_benchmark
-from sft_jax.data.tokenize import Example, encode_all
+from sft_jax.data.tokenize import Example, encode_all, without
 from sft_jax.utils.errors import UserError
 from tests.data import conftest
 
@@ -36,7 +37,9 @@ def test_counts(tmp_path, with_bos):
     ask('Hush.', '', 'f:5', problem=EMPTY),
   ]
   examples, dropped = encode_all(records, with_bos, max_length=120)
-  found = audit(records, examples, dropped, [ask('Again', SENTENCE)], [str(bench)], with_bos)
+  heldout = [ask('Again', SENTENCE), ask('Again', SENTENCE, problem=EMPTY)]
+  _, lost = encode_all(heldout, with_bos)
+  found = audit(records, examples, dropped, heldout, [str(bench)], with_bos, heldout_dropped=lost)
   found.check()
   assert (found.read, found.kept, found.truncated) == (5, 4, 1)
   assert found.dropped == {EMPTY: 1} and found.dropped_at == {EMPTY: ['f:5']}
@@ -45,12 +48,50 @@ def test_counts(tmp_path, with_bos):
   assert found.stop_share == 0.75  # the truncated one lost its end
   assert (found.doubled_bos, found.missing_bos) == (0, 0)
   assert (found.exact_duplicates, found.near_duplicates) == (1, 0)
-  assert (found.heldout, found.heldout_overlap) == (1, 1)
+  assert (found.heldout, found.heldout_overlap, found.heldout_dropped) == (1, 1, 1)
   assert found.benchmarks == {str(bench): (1, 2)} and found.contaminated == {str(bench): [0]}
   assert found.lengths['max'] == 120 and sum(count for *_, count in found.histogram) == 4
   assert json.loads(json.dumps(found.as_json()))['supervised_share'] == found.supervised_share
   text = '\n'.join(found.lines())
-  assert '1: empty response (f:5)' in text and f'1 of 2 items of {bench}' in text
+  assert 'records      5 read, 4 kept (1 truncated), 1 dropped\n' in text
+  assert '  dropped    1: empty response (f:5)\n' in text
+  assert 'duplicates   1 exact, 0 near\n' in text
+  assert 'held out     1 records (1 dropped), 1 share 13 words with training records\n' in text
+  assert f'overlap      1 of 2 items of {bench} share 13 words\n' in text
+
+
+def test_no_held_out_part_is_announced(with_bos):
+  records = [ask('Where is Rome?', 'In Italy.')]
+  examples, dropped = encode_all(records, with_bos)
+  found = audit(records, examples, dropped, [], [], with_bos)
+  (line,) = [line for line in found.lines() if line.startswith('held out')]
+  assert line == 'held out     no records: there is no held-out perplexity'
+  empty = [ask('Hush.', '', problem=EMPTY)] * 2
+  _, lost = encode_all(empty, with_bos)
+  found = audit(records, examples, dropped, empty, [], with_bos, heldout_dropped=lost)
+  assert 'held out     no records (2 dropped): there is no held-out perplexity' in found.lines()
+
+
+def test_a_list_on_one_line(tmp_path, with_bos):
+  """One dropped record takes no other with it."""
+  rows = [
+    {'instruction': 'Count.', 'output': SENTENCE},
+    {'instruction': 'Hush.', 'output': ''},
+    {'instruction': 'Whisper.', 'output': ' '.join(reversed(SENTENCE.split()))},
+  ]
+  path, bench = tmp_path / 'a.json', tmp_path / 'bench.jsonl'
+  path.write_text(json.dumps(rows))
+  bench.write_text(json.dumps({'prompt': SENTENCE}))
+  records = read_records(str(path))
+  examples, dropped = encode_all(records, with_bos)
+  found = audit(records, examples, dropped, [], [str(bench)], with_bos)
+  assert found.dropped_at == {EMPTY: [f'{path}:1[1]']}
+  assert found.benchmarks == {str(bench): (1, 1)}
+  # Nor where records of one source are told apart by nothing else.
+  records = [dataclasses.replace(record, source='f') for record in records]
+  examples, dropped = encode_all(records, with_bos)
+  assert len(without(records, dropped)) == 2
+  assert audit(records, examples, dropped, records[:1], [], with_bos).heldout_overlap == 1
 
 
 def test_doubled_and_missing_bos_are_counted(with_bos):
@@ -77,9 +118,6 @@ def test_nothing_supervised_stops_the_run(with_bos):
   found = audit(records, examples, dropped, [], [], with_bos)
   with pytest.raises(UserError, match=r'no record is left .*no supervised token .*f:7'):
     found.check()
-  blank = Example(np.ones(4, np.int32), np.zeros(4, np.float32), np.zeros(4, np.uint8), 'f', {})
-  with pytest.raises(UserError, match='1 of 1 examples have no supervised token'):
-    audit(records, [blank], [], [], [], with_bos).check()
 
 
 def test_overlap_stays_in_one_field_and_is_13_words():
@@ -119,12 +157,43 @@ def test_benchmark_files(tmp_path):
   (tmp_path / 'plain.csv').write_text('What is it?,a,b,A\nAnd this?,c,d,B\n')
   (tmp_path / 'header.csv').write_text('\ufeff,Question,Answer\n0,What?,A\n')
   (tmp_path / 'zipped.jsonl.gz').write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}'))
+  (tmp_path / 'TABS.TSV').write_text('What, now?\ta\n')
+  (tmp_path / 'lines.ndjson').write_text('{"a": 1}\n')
   (tmp_path / 'LICENSE').write_text('x')
   sizes = {f.name: len(read_benchmark(str(f))) for f in tmp_path.iterdir() if f.suffix}
-  assert sizes == {'plain.csv': 2, 'header.csv': 1, 'zipped.jsonl.gz': 2}
-  assert len(read_benchmark(str(tmp_path))) == 5
+  assert sizes == {
+    'plain.csv': 2,
+    'header.csv': 1,
+    'zipped.jsonl.gz': 2,
+    'TABS.TSV': 1,
+    'lines.ndjson': 1,
+  }
+  assert read_benchmark(str(tmp_path / 'TABS.TSV')) == [['What, now?', 'a']]
+  (tmp_path / 'folder.json').mkdir()
+  (tmp_path / 'folder.json' / 'inner.csv').write_text('a,b\n')
+  assert len(read_benchmark(str(tmp_path))) == 8
   with pytest.raises(UserError, match='no such file'):
     read_benchmark(str(tmp_path / 'no.csv'))
+
+
+def test_bad_benchmark_files(tmp_path):
+  path = tmp_path / 'a.csv'
+  path.write_text(f'What?,{"x" * 200_000}\n')  # over the limit that Python sets
+  ((_, long),) = read_benchmark(str(path))
+  assert len(long) == 200_000
+  path.write_text('What?,A\n"And this?,B\nC,D\n')
+  with pytest.raises(UserError, match=r'malformed CSV: .*a.csv:2\) — close its quotes'):
+    read_benchmark(str(path))
+  path.write_text('\n')
+  with pytest.raises(UserError, match=r'no records .*a.csv'):
+    read_benchmark(str(path))
+  # As deep as Python's JSON goes, which may be deeper than its calls go.
+  depth = 300
+  (tmp_path / 'a.jsonl').write_text('{"a":' * depth + json.dumps(SENTENCE) + '}' * depth)
+  items = read_benchmark(str(tmp_path / 'a.jsonl'))
+  for _ in range(5000):
+    items = [items]
+  assert NgramIndex([ask('Count.', SENTENCE)]).hits([items]) == [0]
 
 
 def test_near_duplicates():

@@ -75,7 +75,7 @@ def test_bad_requests(tmp_path):
       load_records(**bad)
   with pytest.raises(UserError, match=r'unknown data set .*builtin'):
     load_records('builtins')
-  with pytest.raises(UserError, match='held-out share'):
+  with pytest.raises(UserError, match=r'the held-out share is 1\.0 — use 0 or more'):
     split_heldout(make(3), 1.0)
   path = tmp_path / 'a.jsonl'
   path.write_text('{"text": "a", "split": "heldout"}')

@@ -2,13 +2,15 @@
 
 import csv
 import gzip
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 
 from sft_jax.data import datasets as named
-from sft_jax.data.formats import EMPTY, FORMATS, convert, read_records
+from sft_jax.data.formats import EMPTY, FORMATS, Record, convert, detect, read_records
 from sft_jax.data.tokenize import Example, encode_all
 from sft_jax.utils.errors import UserError
 
@@ -173,7 +175,35 @@ BAD_FILES = [
   ('a.jsonl', b'{"x": 1, "y": 2}', r'no known format .*\(x, y\) .*known: messages'),
   ('a.jsonl', b'{"instruction": "a", "output": null}', r"'output' is null, not text"),
   ('a.jsonl', b'{"instruction": "a", "output": "b", "history": [1]}', r"'history' is not a list"),
+  ('a.jsonl', b'{"instruction": "a", "output": "b", "history": 1}', r"'history' is not a list"),
+  ('a.jsonl', b'{"instruction": "a", "output": "b", "system": 1}', r"'system' is a int, not text"),
+  ('a.jsonl', b'{"question": "a", "answer": NaN}', r"'answer' is nan, not a finite number .*:1"),
+  ('a.jsonl', b'{"question": "a", "answer": 1e999}', r"'answer' is inf, not a finite number"),
+  (
+    'a.jsonl',
+    b'{"question": "q", "choices": {"label": ["A"], "text": ["x"]}, "answerKey": "B"}',
+    r"'answerKey' names no label of 'choices' .*:1",
+  ),
+  *(
+    ('a.jsonl', line, r"'choices' is not an object of two lists, .*a.jsonl:1")
+    for line in (
+      b'{"question": "q", "choices": {"label": ["A"]}, "answerKey": "A"}',
+      b'{"question": "q", "choices": {"label": ["A", "B"], "text": ["x"]}, "answerKey": "B"}',
+      b'{"question": "q", "choices": {"label": null, "text": ["x"]}, "answerKey": "A"}',
+      b'{"question": "q", "choices": ["A"], "answerKey": "A"}',
+    )
+  ),
   ('a.jsonl', b'{"messages": "a"}', r"'messages' is a str, not a list"),
+  (
+    'a.jsonl',
+    b'{"messages": {"role": "user", "content": "x"}}',
+    r"'messages' is an object without lists of one length",
+  ),
+  (
+    'a.jsonl',
+    b'{"conversations": {"from": ["human", "gpt"], "value": ["x"]}}',
+    r"'conversations' is an object without lists of one length",
+  ),
   ('a.jsonl', b'{"messages": [1]}', r'messages\[0\] is a int'),
   ('a.jsonl', b'{"messages": [{"role": "user"}]}', r"messages\[0\]: field 'content' is missing"),
   (
@@ -189,7 +219,7 @@ BAD_FILES = [
   ('a.csv', b'instruction,output\na,b\nc\n', r'a row without 2 fields .*a.csv:3'),
   ('a.csv', b'instruction,output\na,b,c\n', r'a row without 2 fields .*a.csv:2'),
   ('a.csv', b'text,text\na,b\n', r'a column name occurs twice'),
-  ('a.csv', b'text\n"a"b\n', r'malformed CSV'),
+  ('a.csv', b'text\n"a"b\n', r"malformed CSV: ',' expected after '\"' .*a.csv:2"),
   ('a.parquet', b'PAR1nonsense', r'not a readable Parquet file'),
   ('a.jsonl.gz', b'not gzip', r'cannot be read'),
   ('a.jsonl.gz', gzip.compress(b'{"text": "a"}' * 99)[:-20], r'cannot be read'),
@@ -205,8 +235,6 @@ def test_bad_files(tmp_path, name, content, message):
   path.write_bytes(content)
   with pytest.raises(UserError) as caught:
     read_records(str(path))
-  import re
-
   assert re.search(message, str(caught.value)), str(caught.value)
   assert str(path) in str(caught.value)
 
@@ -289,6 +317,48 @@ def test_tfds_data_set(tmp_path):
   assert len(read_records('tfds:our_questions:1.0.0@test', cache_dir=str(tmp_path))) == 1
   with pytest.raises(UserError, match='cannot load the TFDS data set'):
     read_records('tfds:our_answers_nowhere', cache_dir=str(tmp_path))
+
+
+def mutations(value, strange):
+  """`value` with each part in turn, at any depth, replaced by each of `strange`."""
+  yield from strange
+  if isinstance(value, dict | list):
+    for key in value if isinstance(value, dict) else range(len(value)):
+      for changed in mutations(value[key], strange):
+        copy = value.copy()
+        copy[key] = changed
+        yield copy
+      if isinstance(value, dict):
+        yield {k: v for k, v in value.items() if k != key}
+
+
+STRANGE = [None, 0, 1, True, 2.5, float('nan'), -float('inf'), 10**4000, '', 'x', '\ud800', 'A']
+STRANGE += [[], {}, [1], [None], [[]], [[['x']]], {'a': 1}, {'text': None}, {'label': 'A'}]
+STRANGE += [
+  [{}],
+  [{'text': 5}],
+  {'label': [[]], 'text': [{}]},
+  {'role': ['user'], 'content': [[1]]},
+]
+
+
+def test_strange_values_are_refused_or_read(fixtures):
+  """Whatever stands in whichever place of a record: a Record or one line, never a traceback."""
+  rows = list(json.loads((fixtures / 'rows.json').read_text()).values())
+  refused = read = 0
+  for row in (*rows, *(raw for raw, _, _ in SHAPES), {'text': 'a', 'split': 'train'}):
+    fmt = detect(row, 'f:1') if 'generated_solution' not in row else 'question_answer'
+    for changed, chosen in itertools.product(mutations(row, STRANGE), ('auto', fmt)):
+      try:
+        record = convert(changed, detect(changed, 'f:1') if chosen == 'auto' else fmt, 'f:1')
+      except UserError as error:
+        assert error.what and error.where == 'f:1' and error.how and '\n' not in str(error)
+        refused += 1
+        continue
+      read += 1
+      assert isinstance(record, Record) and all(isinstance(text, str) for text in record.contents)
+      assert len(record.key) == 32 and (record.problem or all(record.contents[-1:]))
+  assert refused > 1000 and read > 1000
 
 
 def test_key_evens_out_case_and_spacing():

@@ -40,21 +40,23 @@ def unpack(batch, run):
   found = []
   shape = batch['tokens'].shape
   rows = {name: batch[name][run].reshape(-1, shape[-1]) for name in FIELDS}
-  used = int(batch['micro']) * shape[2]
+  used, seen = int(batch['micro']) * shape[2], []
   for name in FIELDS:
     assert not rows[name][used:].any(), 'microbatches past `micro` hold nothing'
   for row in range(used):
     segments = rows['segments'][row]
     assert not rows['tokens'][row][segments == 0].any()
     assert not rows['loss_weight'][row][segments == 0].any()
-    count = segments.max()
+    present = [int(s) for s in np.unique(segments) if s]
     edges = np.flatnonzero(np.diff(segments, prepend=0))
-    assert len(edges) == count + (segments[-1] == 0 and count > 0), 'segments are contiguous'
-    for segment in range(1, count + 1):
+    assert len(edges) == len(present) + bool(present and segments[-1] == 0), 'contiguous'
+    seen += present
+    for segment in present:
       (where,) = np.nonzero(segments == segment)
       assert (np.diff(where) == 1).all()
       assert (rows['positions'][row][where] == np.arange(len(where))).all()
       found.append((rows['tokens'][row][where], rows['loss_weight'][row][where]))
+  assert sorted(seen) == list(range(1, len(seen) + 1)), 'each example of the step has its number'
   return found
 
 

@@ -129,8 +129,70 @@ def test_chat_that_hides_the_answers_is_refused():
 def test_template_refusal_drops_the_record():
   tokenizer = conftest.build_tokenizer(template=conftest.LLAMA2)
   system = {'role': 'system', 'content': 'Be brief.'}
-  dropped = encode(record(system, QUESTION, ANSWER), tokenizer, 'chat')
-  assert isinstance(dropped, Dropped) and 'only user and assistant' in dropped.reason
+  given = record(system, QUESTION, ANSWER)
+  dropped = encode(given, tokenizer, 'chat')
+  assert isinstance(dropped, Dropped) and dropped.record is given
+  assert dropped.reason == 'the chat template refuses it: only user and assistant'
+
+
+def test_a_template_may_raise_anything():
+  """It is somebody's program."""
+  broken = conftest.CHATML + "{% if messages[0]['content'] == 'Boom' %}{{ 1 / 0 }}{% endif %}"
+  tokenizer = conftest.build_tokenizer(template=broken)
+  boom = {'role': 'user', 'content': 'Boom'}
+  dropped = encode(record(boom, ANSWER), tokenizer, 'chat')
+  assert dropped.reason == 'the chat template refuses it: division by zero'
+  with pytest.raises(UserError, match=r'refuses this conversation: .*tokenizer.chat_template'):
+    prompt_ids([boom], tokenizer, 'chat')
+  several = conftest.build_tokenizer(template={'a': conftest.CHATML, 'b': conftest.CHATML})
+  with pytest.raises(UserError, match=r'no default .*\(tokenizer.chat_template\) — name one'):
+    encode(record(QUESTION, ANSWER), several, 'chat')
+
+
+DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + ', ' + strftime_now(format='%A %Q') + '\n' }}"
+
+
+def test_the_date_is_the_same_every_day(monkeypatch):
+  """Else the tokens, and with them a run's identity, would change at midnight."""
+  import datetime
+
+  from transformers.utils import chat_template_utils
+
+  tokenizer = conftest.build_tokenizer(
+    template='{% if strftime_now is defined %}' + DATED + '{% endif %}' + conftest.CHATML
+  )
+  texts = set()
+  for day in (1, 2):
+
+    class Clock(datetime.datetime):
+      @classmethod
+      def now(cls, tz=None, day=day):
+        return cls(2031, 3, day)
+
+    monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
+    assert f'0{day} Mar 2031' in tokenizer.apply_chat_template([QUESTION], tokenize=False)
+    example = encode(record(QUESTION, ANSWER), tokenizer, 'chat')
+    texts.add(tokenizer.decode(example.ids))
+    prompt = prompt_ids([QUESTION], tokenizer, 'chat')
+    assert list(example.ids[: len(prompt)]) == prompt
+  (text,) = texts
+  assert text.startswith('Today: 26 Jul 2024, Friday %Q\n<|im_start|>user\nWhere')
+  assert supervised_text(tokenizer, example) == f'{ANSWER["content"]}<|im_end|>'
+  friday = datetime.datetime(2024, 7, 26)
+  assert {code: friday.strftime(code) for code in templates.DATE} == templates.DATE
+
+
+@pytest.mark.parametrize(
+  'start', ['', '\n', '\n\n', '  ', ' \n ', '{#- x -#}\n', '{{- "a" }}', 'a\n']
+)
+def test_fixing_the_date_changes_nothing_else(start):
+  """Nor blanks and line feeds at the start of a template, which jinja trims around blocks."""
+  for rest in (conftest.CHATML, conftest.LLAMA2, f'  {conftest.CHATML}', f'\n{conftest.CHATML}'):
+    template = start + rest + '{# strftime_now #}'
+    tokenizer = conftest.build_tokenizer(template=template)
+    messages = [QUESTION, ANSWER]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert templates.ChatRenderer(tokenizer).render(messages) == expected
 
 
 def test_no_chat_template(plain):
@@ -264,10 +326,16 @@ def test_vocabulary(plain, with_bos, chatml):
 
 
 @pytest.mark.parametrize(
-  'choice', [{'template': 'x'}, {'loss_on': 'x'}, {'too_long': 'x'}, {'max_length': 1}]
+  ('choice', 'message'),
+  [
+    ({'template': 'x'}, "unknown template 'x' — use one of: study, chat"),
+    ({'loss_on': 'x'}, "unknown loss_on 'x' — use one of: response, all"),
+    ({'too_long': 'x'}, "unknown too_long 'x' — use one of: truncate, drop, error"),
+    ({'max_length': 1}, 'max_length is 1 — use at least 2 tokens'),
+  ],
 )
-def test_unknown_choices(plain, choice):
-  with pytest.raises(UserError):
+def test_unknown_choices(plain, choice, message):
+  with pytest.raises(UserError, match=message):
     encode(record(QUESTION, ANSWER), plain, **choice)
 
 

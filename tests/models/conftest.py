@@ -49,7 +49,9 @@ def tiny_tokenizer():
   return fast
 
 
-def write_tiny_llama(directory: Path, *, tied: bool = False, seed: int = 0, **save) -> Path:
+def write_tiny_llama(
+  directory: Path, *, tied: bool = False, biased: bool = False, seed: int = 0, **save
+) -> Path:
   """Saves a random Llama (grouped queries, 3 layers, hidden size 64) through transformers."""
   torch = pytest.importorskip('torch')
   import transformers
@@ -66,12 +68,16 @@ def write_tiny_llama(directory: Path, *, tied: bool = False, seed: int = 0, **sa
     tie_word_embeddings=tied,
     rope_theta=5000.0,
     initializer_range=0.2,
+    attention_bias=biased,
     bos_token_id=tokenizer.bos_token_id,
     eos_token_id=tokenizer.eos_token_id,
     pad_token_id=None,
   )
   torch.manual_seed(seed)
   model = transformers.LlamaForCausalLM(config)
+  for name, weight in model.named_parameters():
+    if name.endswith('.bias'):
+      torch.nn.init.normal_(weight)
   model.generation_config.eos_token_id = [
     tokenizer.eos_token_id,
     tokenizer.convert_tokens_to_ids('<|end|>'),
@@ -168,7 +174,8 @@ def write_gguf(path: Path, directory: Path, stored: str = 'F32', extra=None) -> 
   for name, value in state.items():
     for n, part in ((heads, 'q_proj'), (kv_heads, 'k_proj')):
       if part in name:
-        value = value.reshape(n, 2, -1, value.shape[-1]).swapaxes(1, 2).reshape(value.shape)
+        halves = value.reshape(n, 2, -1, *value.shape[1:])
+        value = halves.swapaxes(1, 2).reshape(value.shape)
     kind = gguf.GGMLQuantizationType[stored if value.ndim == 2 else 'F32']
     data = gguf.quantize(value.astype(np.float32), kind)
     writer.add_tensor(_gguf_name(name), data, raw_dtype=kind)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.models import decoder, export, families, hf, lora, peft, source
+from sft_jax.models import decoder, export, families, hf, hub, lora, peft, source
 from sft_jax.models.config import ModelConfig
-from sft_jax.utils import trees
+from sft_jax.utils import process, trees
 from sft_jax.utils.errors import UserError
 from tests.models.conftest import make_mesh, one_device_mesh
 
@@ -151,6 +151,54 @@ def test_card(tiny_llama_dir, tmp_path):
   }
   assert '| learning rate | 0.0001 |' in body and 'c\\|d' in body
   assert source.resolve(str(tmp_path / 'out')).license == 'mit'
+
+
+@pytest.mark.parametrize(
+  ('asked', 'hub_id', 'revision'),
+  [('org/name@v1', 'org/name', 'v1'), ('org/name', 'org/name', None), ('', None, None)],
+)
+def test_only_a_hub_id_is_named_as_base(
+  asked, hub_id, revision, tiny_llama_dir, tmp_path, monkeypatch
+):
+  """A path, a wheel or an id with its revision is none; an adapter keeps the revision apart."""
+  yaml = pytest.importorskip('yaml')
+  monkeypatch.setattr(hub, 'fetch', lambda spec: tiny_llama_dir)
+  ckpt, cfg, params = open_model(asked or tiny_llama_dir)
+  export.export_hf(tmp_path / 'hf', cfg, params, ckpt, card={'tags': ['sft', 'lora']})
+  peft.export_peft(
+    tmp_path / 'peft', cfg, an_adapter(cfg), RANK, ALPHA, base_name=ckpt.name, ckpt=ckpt
+  )
+  for kind, library in (('hf', 'transformers'), ('peft', 'peft')):
+    head = yaml.safe_load((tmp_path / kind / 'README.md').read_text().split('---\n')[1])
+    assert head.get('base_model') == hub_id and head['library_name'] == library
+  config = json.loads((tmp_path / 'peft' / 'adapter_config.json').read_text())
+  assert config['base_model_name_or_path'] == (hub_id or str(tiny_llama_dir))
+  assert config['revision'] == revision
+
+
+@pytest.mark.parametrize('dtype', export.DTYPES)
+def test_weights_that_are_not_finite_are_refused(dtype, tiny_llama_dir, tmp_path):
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  params['layers']['mlp']['up']['kernel'] = (
+    params['layers']['mlp']['up']['kernel'].at[1, 0].set(jnp.nan)
+  )
+  with pytest.raises(UserError, match=r'model\.layers\.1\.mlp\.up_proj\.weight holds NaN'):
+    export.export_hf(tmp_path / 'out', cfg, params, ckpt, dtype)
+  adapter = an_adapter(cfg, 'q_proj')
+  adapter['layers']['attn']['q']['lora_b'] = adapter['layers']['attn']['q']['lora_b'] / 0
+  with pytest.raises(UserError, match=r'layers\.0\..*lora_B.*holds NaN or infinity'):
+    peft.export_peft(tmp_path / 'out', cfg, adapter, RANK, ALPHA)
+  assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_export_left_is_removed(tiny_llama_dir, tmp_path):
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  left = tmp_path / '.out.partial-abc'
+  (left / 'new').mkdir(parents=True)
+  (left / 'owner.json').write_text(json.dumps({**process.me(), 'born': 'of another'}))
+  export.export_hf(tmp_path / 'out', cfg, params, ckpt)
+  assert os.listdir(tmp_path) == ['out']
+  assert not (tmp_path / 'out' / 'owner.json').exists()
 
 
 def test_nothing_half_written(tiny_llama_dir, tmp_path, monkeypatch):

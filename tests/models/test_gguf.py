@@ -10,7 +10,7 @@ from sft_jax.models import families, gguf_format, hf, rope, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils import trees
 from sft_jax.utils.errors import UserError
-from tests.models.conftest import one_device_mesh, write_gguf
+from tests.models.conftest import one_device_mesh, write_gguf, write_tiny_llama
 
 TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1')
 
@@ -41,9 +41,11 @@ def test_tensors_are_those_transformers_reads(stored, tiny_llama_dir, tmp_path):
     np.testing.assert_array_equal(value, state[name].numpy(), err_msg=name)
 
 
-def test_file_of_plain_floats_equals_the_directory_it_was_made_from(tiny_llama_dir, tiny_gguf):
+@pytest.mark.parametrize('biased', [False, True])
+def test_file_of_plain_floats_equals_the_directory_it_was_made_from(biased, tmp_path):
+  directory = write_tiny_llama(tmp_path / 'llama', biased=biased)
   trees_read = []
-  for path in (tiny_llama_dir, tiny_gguf):
+  for path in (directory, write_gguf(tmp_path / 'tiny.gguf', directory)):
     ckpt = source.resolve(str(path))
     cfg = ModelConfig.from_hf(ckpt.config)
     trees_read.append((cfg, hf.load_params(ckpt, cfg, one_device_mesh())))

@@ -1,19 +1,23 @@
 """Opening models: every kind of source, and what is refused with which words."""
 
+import builtins
 import json
 import os
 import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import numpy
 
-from sft_jax.models import hf_dir, source
+from sft_jax.models import hf, hf_dir, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils.errors import UserError
 from tests.models.conftest import write_gguf
 
-WEIGHTS = 'model.safetensors'
+WEIGHTS, NORM = 'model.safetensors', 'model.norm.weight'
+MIDDLE = 'model.layers.1.mlp.up_proj.weight'
 
 
 def refused(path, message):
@@ -102,6 +106,25 @@ def test_pickles_beside_safetensors_are_not_opened(tiny_copy):
   source.resolve(str(tiny_copy))
 
 
+def moved(name, by):
+  """Header change: an entry's bytes begin and end elsewhere."""
+
+  def change(header):
+    start, stop = header[name]['data_offsets']
+    return {**header, name: {**header[name], 'data_offsets': [start + by, stop + by]}}
+
+  return change
+
+
+def without(name):
+  return lambda header: {key: value for key, value in header.items() if key != name}
+
+
+def in_place_of(path):
+  path.unlink()
+  path.mkdir()
+
+
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
@@ -152,6 +175,14 @@ def test_pickles_beside_safetensors_are_not_opened(tiny_copy):
       ),
       "entry 'x'",
     ),
+    (
+      lambda d: with_header(d / WEIGHTS, moved(MIDDLE, -4)),
+      f'tensor {MIDDLE} begins at byte .* of the data, the one before ends at',
+    ),
+    (lambda d: with_header(d / WEIGHTS, moved(MIDDLE, 4)), f'tensor {MIDDLE} begins at byte'),
+    (lambda d: with_header(d / WEIGHTS, without(MIDDLE)), 'begins at byte'),
+    (lambda d: in_place_of(d / WEIGHTS), 'cannot be read: Is a directory'),
+    (lambda d: in_place_of(d / 'config.json'), 'Is a directory'),
     (
       lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes() + b'tail'),
       '4 bytes after the last tensor',
@@ -221,6 +252,61 @@ def test_links_may_not_leave_the_directory(tiny_copy, tmp_path):
   (tiny_copy / 'tokenizer.json').symlink_to(tmp_path / 't.json')
   with pytest.raises(UserError, match='symbolic link leaves the model directory'):
     source.resolve(str(tiny_copy)).tokenizer()
+
+
+def test_links_of_a_directory_with_one_gguf(tiny_llama_dir, tmp_path):
+  outside = write_gguf(tmp_path / 'outside.gguf', tiny_llama_dir)
+  home = tmp_path / 'home'
+  home.mkdir()
+  (home / 'tiny.gguf').symlink_to(outside)
+  refused(home, 'symbolic link leaves the model directory')
+  source.resolve(str(home / 'tiny.gguf'))  # a link that the user named is fine
+  outside.unlink()
+  refused(home, 'dangling symbolic link')
+  refused(home / 'tiny.gguf', 'dangling symbolic link')
+
+
+@pytest.mark.parametrize('method', ['iterdir', 'open'])
+def test_unreadable_files(method, tiny_copy, monkeypatch):
+  """As the superuser, who runs some suites, one cannot be denied anything: so it is acted."""
+
+  def denied(self, *_, **__):
+    raise PermissionError(13, 'Permission denied', str(self))
+
+  monkeypatch.setattr(*{'iterdir': (Path, 'iterdir'), 'open': (builtins, 'open')}[method], denied)
+  refused(tiny_copy, 'cannot be read: Permission denied')
+
+
+def test_a_fingerprint_of_an_unreadable_file(tiny_copy):
+  ckpt = source.resolve(str(tiny_copy))
+  in_place_of(tiny_copy / WEIGHTS)
+  with pytest.raises(UserError, match='cannot be read: Is a directory'):
+    ckpt.fingerprint()
+
+
+def test_types_that_are_not_read_are_found_without_reading(tiny_llama_dir, tiny_copy, tmp_path):
+  path = tiny_copy / WEIGHTS
+  weights = numpy.load_file(path)
+  numpy.save_file(weights | {NORM: weights[NORM].astype(np.int8)}, path)
+  ckpt = source.resolve(str(tiny_copy))
+  cfg = ModelConfig.from_hf(ckpt.config)
+  with pytest.raises(UserError, match=f'{NORM} is stored as I8') as e:
+    hf.check_tensors(ckpt, cfg)
+  assert e.value.where == str(path) and 'BF16' in e.value.how
+
+
+def test_a_gguf_type_that_is_not_read(tiny_llama_dir, tmp_path, monkeypatch):
+  gguf = pytest.importorskip('gguf')
+  ckpt = source.resolve(str(write_gguf(tmp_path / 'tiny.gguf', tiny_llama_dir, stored='Q8_0')))
+  cfg = ModelConfig.from_hf(ckpt.config)
+  hf.check_tensors(ckpt, cfg)
+
+  def missing(*_):
+    raise NotImplementedError
+
+  monkeypatch.setattr(gguf, 'dequantize', missing)
+  with pytest.raises(UserError, match='is stored as Q8_0, which is not read'):
+    hf.check_tensors(ckpt, cfg)
 
 
 def test_the_hub_caches_own_links_work(tiny_copy, tmp_path):

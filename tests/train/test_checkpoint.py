@@ -97,12 +97,13 @@ def test_restores_onto_another_mesh(opened):
 
 @pytest.mark.parametrize('keep', [1, 2])
 def test_retention_of_state(opened, tmp_path, keep):
+  """The newest may turn out to be bad, so it does not count."""
   checkpoints = opened(keep=keep)
-  for step in (2, 4, 6):
-    checkpoints.save(step, toy.init())
-  checkpoints.wait()
-  assert steps(tmp_path / 'checkpoints') == [2, 4, 6][-keep:]
-  assert checkpoints.latest() == 6
+  for step in (2, 4, 6, 8):
+    checkpoints.save(step, toy.init(), wait=True)
+    assert len(steps(tmp_path / 'checkpoints')) <= keep + 1
+  assert steps(tmp_path / 'checkpoints') == [2, 4, 6, 8][-keep - 1 :]
+  assert checkpoints.latest() == 8
   checkpoints.delete_state()
   assert steps(tmp_path / 'checkpoints') == [] and checkpoints.latest() is None
 
@@ -182,14 +183,91 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(opened, tmp_path):
   for step in (3, 6):
     first.save(step, toy.init(), wait=True)
   first.close()
-  for file in (tmp_path / 'checkpoints' / '6' / 'tree').rglob('*'):
-    if file.is_file() and 'd' in file.parts:
-      file.write_bytes(file.read_bytes()[:5])
+  damage(tmp_path / 'checkpoints' / '6')
   again = opened(keep=2)
-  step, _ = again.restore(toy.abstract(toy.init()))
-  assert step == 3
   with pytest.raises(UserError, match='checkpoint cannot be read'):
     again.restore(toy.abstract(toy.init()), step=6)
+  step, _ = again.restore(toy.abstract(toy.init()))
+  assert step == 3
+
+
+def damage(checkpoint):
+  for file in (checkpoint / 'tree').rglob('*'):
+    if file.is_file() and 'd' in file.parts:
+      file.write_bytes(file.read_bytes()[:5])
+
+
+def test_after_falling_back_the_lost_steps_are_saved_again(opened, tmp_path):
+  first = opened(keep=2)
+  for step in (3, 6, 9):
+    first.save(step, toy.init(), wait=True)
+  first.close()
+  for step in (6, 9):
+    damage(tmp_path / 'checkpoints' / str(step))
+  again = opened(keep=2)
+  assert again.restore(toy.abstract(toy.init()))[0] == 3
+  assert steps(tmp_path / 'checkpoints') == [3]
+  later = jax.tree.map(lambda x: x + 1, toy.init())
+  again.save(5, later, wait=True)
+  again.close()
+  step, state = opened(keep=2).restore(toy.abstract(toy.init()))
+  assert step == 5
+  np.testing.assert_array_equal(state['trained']['w'], later['trained']['w'])
+
+
+def test_a_save_that_was_not_made_is_an_error(opened):
+  checkpoints = opened()
+  checkpoints.save(6, toy.init(), wait=True)
+  with pytest.raises(RuntimeError, match='did not save step 3'):
+    checkpoints.save(3, toy.init())
+
+
+def test_a_state_that_proved_bad_is_taken_back(opened, tmp_path):
+  first = opened()
+  for step in (2, 4):
+    first.save(step, toy.init())
+  assert first.reject(4) == 2 and steps(tmp_path / 'checkpoints') == [2]
+  assert first.reject(2) is None and steps(tmp_path / 'checkpoints') == []
+  first.save(2, toy.init(), wait=True)
+  first.close()
+  # Of an earlier process and the only one: it may have been good then.
+  assert opened().reject(2) == 2
+
+
+def test_brackets_in_the_path(opened, tmp_path):
+  workdir = tmp_path / 'x[lr=1e-4]'
+  first = opened(workdir=workdir, weights='best')
+  for step, score in ((1, 1.0), (2, 2.0)):
+    first.save_weights(step, {'w': jnp.ones(2)}, score)
+  first.save(2, toy.init(), wait=True)
+  first.close()
+  (workdir / 'checkpoints' / '6').mkdir()
+  second = opened(workdir=workdir, weights='best')
+  assert second.best_step() == 1 and second.latest() == 2
+  assert not (workdir / 'checkpoints' / '6').exists()
+
+
+def test_read_only_changes_nothing(opened, tmp_path):
+  """Beside a run at work: what is being written stays, and is not read."""
+  first = opened(weights='all')
+  first.save_weights(2, {'w': jnp.ones(2)}, 1.0)
+  first.save(2, toy.init(), wait=True)
+  first.close()
+  for kind in ('checkpoints', 'weights'):
+    (tmp_path / kind / '6').mkdir()
+    (tmp_path / kind / '4.orbax-checkpoint-tmp-7').mkdir()
+  before = sorted(tmp_path.rglob('*'))
+  second = opened(weights='none', read_only=True)
+  assert second.weights_steps() == [2] and second.best_step() == 2
+  got = second.restore_weights(2, {'w': jax.ShapeDtypeStruct((2,), jnp.float32)})
+  np.testing.assert_array_equal(got['w'], 1.0)
+  second.close()
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_read_only_where_nothing_is(opened, tmp_path):
+  assert opened(workdir=tmp_path / 'new', read_only=True).weights_steps() == []
+  assert not (tmp_path / 'new').exists()
 
 
 def test_another_shape_is_refused(opened):

@@ -176,7 +176,7 @@ def test_signal_saves_and_interrupts(whole, tmp_path, number):
   with pytest.raises(Interrupted, match=f'{number.name}, after step 5'):
     toy.run(tmp_path, save_every=0, on_step=on_step)
   assert signal.getsignal(number) == before
-  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['5']
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['4', '5']
   assert_equal(toy.run(tmp_path), want)
 
 
@@ -203,6 +203,45 @@ def test_time_limit(tmp_path):
   assert loop.StopSignal(max_seconds=0).requested is False
 
 
+def test_time_limit_waits_for_progress():
+  """Or a run whose start takes longer than the limit would be started again for ever."""
+  stop = loop.StopSignal(max_seconds=1e-6)
+  time.sleep(1e-3)
+  assert not stop.requested
+  stop.progress()
+  assert stop.requested and 'time limit' in stop.reason
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_anything_is_to_be_saved_ends_it_at_once(number):
+  nothing = pytest.raises(Interrupted, match=f'{number.name}, with nothing to be saved')
+  with loop.StopSignal() as stop, nothing, stop.at_once():
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+  with loop.StopSignal() as stop:
+    with stop.at_once():
+      pass
+    os.kill(os.getpid(), number)
+    assert stop.requested, 'outside of it, it only asks'
+
+
+def test_state_is_saved_before_a_snapshot_is_evaluated(tmp_path, monkeypatch):
+  """A kill in the middle of a long evaluation costs no training."""
+
+  def die(self, step, *rest):
+    if step == 8:
+      self.wait()
+      raise OSError('as a kill would')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, 'save_weights', die)
+    with pytest.raises(OSError, match='kill'):
+      toy.run(tmp_path, save_every=0)
+  seen = []
+  toy.run(tmp_path, on_step=seen.append)
+  assert seen[0] == 8
+
+
 def test_interrupted_snapshot_saves_first(whole, tmp_path, monkeypatch):
   _, want = whole
   original = Checkpoints.save_weights
@@ -216,7 +255,7 @@ def test_interrupted_snapshot_saves_first(whole, tmp_path, monkeypatch):
     patch.setattr(Checkpoints, 'save_weights', save_weights)
     with pytest.raises(Interrupted, match='evaluation'):
       toy.run(tmp_path, save_every=0)
-  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['8']
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['4', '8']
   seen = []
   assert_equal(toy.run(tmp_path, on_step=seen.append), want)
   assert seen[0] == 8
@@ -233,6 +272,60 @@ def test_nonfinite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   assert 'checkpoint of step 6 is kept' in message
   assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['6']
   assert [row[0] for row in losses(tmp_path)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(('save_every', 'kept'), [(1, ['7']), (9, ['4'])])
+def test_a_state_whose_loss_is_not_finite_is_not_kept(tmp_path, save_every, kept):
+  """Step 9's loss is that of the state after step 8, which was saved before it was known."""
+  with pytest.raises(UserError, match=f'checkpoint of step {kept[0]} is kept'):
+    toy.run(tmp_path, step=toy.Step(fail_at=8), save_every=save_every)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == kept
+  seen = []
+  with pytest.raises(UserError, match='not finite at step 9'):
+    toy.run(tmp_path, step=toy.Step(fail_at=8), save_every=0, on_step=seen.append)
+  assert seen[0] == int(kept[0]), 'it goes on from a good state, to the same end'
+
+
+def test_a_finite_loss_clears_the_state_before_its_step(tmp_path):
+  """Only the update of step 9 overflowed."""
+
+  class Overflow(toy.Step):
+    def _step(self, base, state, batch):
+      state, metrics = super()._step(base, state, batch)
+      return state, {**metrics, 'nonfinite': (state['step'] == 9)[None]}
+
+  with pytest.raises(UserError, match='checkpoint of step 8 is kept'):
+    toy.run(tmp_path, step=Overflow())
+
+
+def test_nothing_good_to_keep(tmp_path):
+  with pytest.raises(UserError, match='no good state was saved before'):
+    toy.run(tmp_path, step=toy.Step(fail_at=1), save_every=1)
+  assert list((tmp_path / 'checkpoints').iterdir()) == []
+
+
+def test_out_of_device_memory(tmp_path):
+  def step(base, state, batch):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.')
+
+  step.traces = 0
+  with pytest.raises(UserError, match='the device has too little memory') as e:
+    toy.run(tmp_path, step=step)
+  for key in ('train.rows_per_micro', 'train.remat', 'train.max_length', 'mesh.fsdp'):
+    assert f'config.{key}' in e.value.how
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), loop.explain_memory('', ''):
+    raise jax.errors.JaxRuntimeError('INTERNAL: something else')
+
+
+def test_a_guard_is_asked_before_anything_is_saved(tmp_path):
+  def guard():
+    if len(seen) == 5:
+      raise UserError('lost')
+
+  seen = []
+  with pytest.raises(UserError, match='lost'):
+    toy.run(tmp_path, save_every=5, on_step=seen.append, guard=guard)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['4']
 
 
 def test_nonfinite_may_be_handled(tmp_path):

@@ -170,6 +170,46 @@ def test_band_of_layers():
 
 
 @pytest.mark.parametrize(
+  ('changes', 'size'),
+  [
+    ({'learning_rate': 3e38, 'weight_decay': 3.0}, 1.0),  # The update overflows.
+    ({'learning_rate': 1e-3, 'b1': 1 - 1e-9}, 1.0),  # 1 in float32: the mean is divided by 0.
+    ({'learning_rate': 1e-3}, 1e25),  # The gradient's norm overflows.
+  ],
+)
+def test_values_that_are_not_finite_are_told_and_not_kept(changes, size):
+  cfg = config()
+  tree = params(cfg)
+  hypers = optimizer.make_hypers(cfg, total_steps=8, schedule='constant', clip_norm=0.0, **changes)
+  step = jax.jit(
+    lambda tree, grads, moments: optimizer.update(
+      hypers,
+      0,
+      tree,
+      grads,
+      moments,
+      decays=optimizer.decay_mask(cfg, trees.flatten(tree)),
+      active=jnp.array(True),
+    )
+  )
+  grads = jax.tree.map(lambda x: size * x, params(cfg, 1))
+  new, moments, metrics = step(tree, grads, optimizer.init_moments(tree))
+  assert not metrics['finite']
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((new, moments)))
+  good = optimizer.make_hypers(cfg, total_steps=8, learning_rate=1e-3)
+  *_, metrics = optimizer.update(
+    good,
+    0,
+    tree,
+    params(cfg, 1),
+    optimizer.init_moments(tree),
+    decays=optimizer.decay_mask(cfg, trees.flatten(tree)),
+    active=jnp.array(True),
+  )
+  assert metrics['finite']
+
+
+@pytest.mark.parametrize(
   'bad',
   [
     {'schedule': 'cosin'},

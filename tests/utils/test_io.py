@@ -59,7 +59,7 @@ def test_other_errors_pass():
 
 @pytest.mark.parametrize(
   'content, words',
-  [(b'{"a": 1,\n}', 'is not JSON'), (b'"\xff"', 'not UTF-8'), (None, 'file not found')],
+  [(b'{"a": 1,\n}', 'is not JSON'), (b'"\xff"', 'not UTF-8'), (None, 'No such file')],
 )
 def test_bad_json(tmp_path, content, words):
   path = tmp_path / 'a.json'
@@ -108,15 +108,57 @@ def test_sha256(tmp_path):
   assert io.sha256_file(tmp_path / 'x') == hashlib.sha256(data).hexdigest()
 
 
-def test_free_bytes_of_a_place_that_is_not_there_yet(tmp_path):
-  assert 0 < io.free_bytes(tmp_path / 'a' / 'b') <= io.free_bytes('gs://bucket/x')
+def test_a_directory_in_place_of_a_file(tmp_path):
+  (tmp_path / 'x').mkdir()
+  for read in (io.read_json, io.read_jsonl):
+    with pytest.raises(UserError, match=r'cannot be read: Is a directory \(.*/x\)'):
+      read(tmp_path / 'x')
+  with pytest.raises(UserError, match='a directory stands where a file is needed'):
+    io.write_text_atomic(tmp_path / 'x', '')
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_a_file_is_made_once(tmp_path, monkeypatch, links):
+  if not links:
+    monkeypatch.setattr(os, 'link', lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, 'no')))
+  assert io.create_text(tmp_path / 'a', 'first')
+  assert not io.create_text(tmp_path / 'a', 'second')
+  assert (tmp_path / 'a').read_text() == 'first' and os.listdir(tmp_path) == ['a']
+
+
+def test_scratch_directories_of_the_dead_are_removed(tmp_path):
+  code = (
+    'import os, pathlib, sys, time\n'
+    'from sft_jax.utils import io\n'
+    'with io.scratch_directory(pathlib.Path(sys.argv[1]), "x[1]") as made:\n'
+    '  (made / "weights").write_text("much")\n'
+    '  print(made, flush=True)\n'
+    '  if sys.argv[2] == "live":\n'
+    '    time.sleep(60)\n'
+    '  os._exit(9)\n'
+  )
+  command = [sys.executable, '-c', code, str(tmp_path)]
+  live = subprocess.Popen([*command, 'live'], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+  try:
+    of_living = live.stdout.readline().strip()
+    subprocess.run([*command, 'dead'], cwd=REPOSITORY, capture_output=True, check=False)
+    (tmp_path / '.x[1].partial-nameless').mkdir()
+    assert len(os.listdir(tmp_path)) == 3
+    with io.scratch_directory(tmp_path, 'x[1]') as ours:
+      left = {str(path) for path in tmp_path.iterdir()}
+      assert left == {str(ours), of_living, str(tmp_path / '.x[1].partial-nameless')}
+    os.utime(tmp_path / '.x[1].partial-nameless', (0, 0))
+    with io.scratch_directory(tmp_path, 'x[1]'):
+      pass
+    assert [str(path) for path in tmp_path.iterdir()] == [of_living]
+  finally:
+    live.kill()
+    live.communicate()
 
 
 def test_require_writable(tmp_path):
   io.require_writable(tmp_path / 'new')
   assert os.listdir(tmp_path / 'new') == []
-  with pytest.raises(UserError, match='too little disk space'):
-    io.require_writable(tmp_path / 'new', need_bytes=1 << 60)
   (tmp_path / 'file').write_text('')
   for inside in (tmp_path / 'file', tmp_path / 'file' / 'below'):
     with pytest.raises(UserError, match='a file stands where a directory is needed'):

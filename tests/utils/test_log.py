@@ -39,13 +39,24 @@ def test_lines(tmp_path):
 
 def test_torn_last_line_and_resume(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+  path.write_text(
+    '{"step": 1, "loss": 3}\n{"step": 1, "eval/x": 5}\n{"step": 2, "loss": 2}\n'
+    '{"step": 2, "eval/x": 4}\n{"step": 3, "loss": 1}\n{"step": 4, "lo'
+  )
   run = log.RunLog(tmp_path, tensorboard=False)
-  assert [row['step'] for row in rows(tmp_path)] == [1, 2, 3]
+  assert [row['step'] for row in rows(tmp_path)] == [1, 1, 2, 2, 3]
   run.truncate_after(2)
+  # The snapshot of step 2 is taken again.
+  run.write(2, {'eval/x': 4})
   run.write(3, {'again': 1.0})
   run.close()
-  assert rows(tmp_path) == [{'step': 1}, {'step': 2}, {'step': 3, 'again': 1.0}]
+  assert rows(tmp_path) == [
+    {'step': 1, 'loss': 3},
+    {'step': 1, 'eval/x': 5},
+    {'step': 2, 'loss': 2},
+    {'step': 2, 'eval/x': 4},
+    {'step': 3, 'again': 1.0},
+  ]
 
 
 def test_quiet_writes_nothing(tmp_path):
@@ -97,8 +108,6 @@ def test_say(capsys, clean_logger):
   log.setup_logging()
   log.say('100 % done')
   log.warn('careful')
-  log.setup_logging(primary=False)
-  log.say('not twice')
   assert capsys.readouterr() == ('100 % done\n', 'warning: careful\n')
   log.setup_logging(verbosity=-1)
   log.say('silent')
