@@ -21,6 +21,7 @@ from sft_jax.data.templates import (
   Message,
   Piece,
   TemplateRefused,
+  render_chat,
   render_study,
   render_text,
   study_turns,
@@ -109,22 +110,20 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Any, template: str) -> li
   first token. Raises UserError for an unknown template or a conversation the template refuses.
   """
   _check_choice('template', template, TEMPLATES)
-  prefix = list(bos_prefix(tokenizer))
   if template == 'chat':
     try:
-      text = ChatRenderer(tokenizer).render(messages, prompt=True)
+      text = render_chat(tokenizer, messages, prompt=True)
     except TemplateRefused as error:
       raise UserError(
         f'the chat template refuses this conversation: {error}',
         where='tokenizer.chat_template',
         how='use config.data.template=study',
       ) from error
-    ids = list(tokenizer(text.rstrip(' '), add_special_tokens=False)['input_ids'])
-    return ids if ids[: len(prefix)] == prefix else prefix + ids
+    return list(tokenizer(text.rstrip(' '), add_special_tokens=False)['input_ids'])
   turns = study_turns(messages)
   if not turns or turns[-1].answer is not None:
     raise UserError('a prompt ends with a question, not with an answer')
-  ids = prefix
+  ids = list(bos_prefix(tokenizer))
   for turn in turns:
     answer = '' if turn.answer is None else f' {turn.answer}'
     ids = ids + list(tokenizer(turn.prompt + answer, add_special_tokens=False)['input_ids'])
@@ -209,7 +208,7 @@ def iter_encoded(
       if isinstance(pieces, Dropped):
         yield pieces
         continue
-      if any(piece.eos for piece in pieces):
+      if any(piece.bare for piece in pieces):
         need_eos(tokenizer)
       parts = [(piece, next(encodings)) for piece in pieces]
       yield _assemble(record, parts, vocabulary, loss_on, max_length, too_long)
@@ -241,10 +240,10 @@ def _assemble(
   max_length: int,
   too_long: str,
 ) -> Example | Dropped:
-  """Joins pieces, adds BOS once and EOS by id, marks spans, applies the length policy."""
+  """Joins pieces, frames bare ones by id, marks spans, applies the length policy."""
   ids: list[int] = []
   kinds: list[np.ndarray] = []
-  prefix = vocabulary.prefix
+  prefix = vocabulary.prefix if parts and parts[0][0].bare else ()
   if prefix and tuple(parts[0][1].ids[: len(prefix)]) != prefix:
     ids.extend(prefix)
     kinds.append(np.zeros(len(prefix), np.uint8))
@@ -258,7 +257,7 @@ def _assemble(
     _count_bytes(counts, piece, encoding.ids[:kept], offsets[:kept], vocabulary, bool(ids))
     ids.extend(encoding.ids)
     kinds.append(kind)
-    if piece.eos:
+    if piece.bare:
       ids.append(int(vocabulary.eos))  # type: ignore[arg-type]
       kinds.append(np.full(1, RESPONSE, np.uint8))
   length = len(ids)

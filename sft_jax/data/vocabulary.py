@@ -66,9 +66,5 @@ def stop_ids(tokenizer: Any, template: str) -> tuple[int, ...]:
   """Ids that end an answer: end of sequence, and the chat template's end-of-turn token."""
   ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
   if template == 'chat':
-    closing = ChatRenderer(tokenizer).closing.strip()
-    if closing:
-      last = tokenizer(closing, add_special_tokens=False)['input_ids'][-1]
-      if last in vocabulary_of(tokenizer).special:
-        ids.add(int(last))
+    ids.add(int(tokenizer.convert_tokens_to_ids(ChatRenderer(tokenizer).stop)))
   return tuple(sorted(ids))

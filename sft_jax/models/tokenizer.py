@@ -1,61 +1,156 @@
-"""Tokenizers: from a Hugging Face directory, or rebuilt from GGUF metadata.
+"""Tokenizers of Hugging Face directories. Not those of GGUF files: see `tokenizer_gguf.py`.
 
-Only byte-level BPE is rebuilt. The splitting rules stand in one table, by the name GGUF gives them.
+`tokenizer.json` is loaded as it is, whatever class `tokenizer_config.json` names: transformers 5.24
+rebuilds the class `LlamaTokenizer` by rules of its own, which spell a unigram model letter by
+letter.
 """
 
+import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_jax.models import hf_dir, sentencepiece_model
 from sft_jax.utils.errors import UserError
 
-_CL100K = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
-  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+# What else of a directory belongs to its tokenizer.
+_SETTINGS = (
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.jinja',
 )
-
-# `tokenizer.ggml.pre` -> how the original tokenizer.json cuts text before BPE: digits one by one,
-# then by `split`, or by GPT-2's pattern where there is none; and what else it sets.
-# Source: llama.cpp src/llama-vocab.cpp (regex_exprs), and the tokenizer.json of the model each
-# entry is named after.
-PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-  'gpt-2': {},
-  'default': {},
-  'smollm': {'digits': True},
-  'llama-bpe': {
-    'split': _CL100K.replace('DIGITS', '{1,3}'),
-    'ignore_merges': True,
-    'add_bos': True,
-  },
-  'qwen2': {'split': _CL100K.replace('DIGITS', ''), 'nfc': True},
-}
-
-# `tokenizer.ggml.token_type`. Source: llama.cpp include/llama.h, enum llama_token_type.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
 
 def from_directory(directory: Path, config: Mapping[str, Any]) -> Any:
   """Loads the tokenizer of a Hugging Face directory; code from the directory is never run.
 
+  BOS is put first by the post-processor of tokenizer.json; only where there is none does
+  `add_bos_token` count. A file that names no end of sequence gets the model's.
+
+  Args:
+    directory: Holds tokenizer.json, or the tokenizer.model of SentencePiece.
+    config: The model's raw config.
+
+  Returns:
+    A `transformers.PreTrainedTokenizerFast` that decodes without tidying spaces.
+
   Raises:
-    UserError: no tokenizer there, a damaged one, or one larger than the model's vocabulary.
+    UserError: no tokenizer of these kinds, a damaged one, or one larger than the model's
+      vocabulary.
   """
+  where = str(directory)
+  if (directory / 'tokenizer.json').exists():
+    tokenizer = _load(directory, where)
+    settings = _settings(directory)
+    # Looked at only then, since the file is large.
+    if settings.get('add_bos_token') and not _has_post_processor(directory / 'tokenizer.json'):
+      tokenizer.add_bos_token = True
+  elif (directory / 'tokenizer.model').exists():
+    with tempfile.TemporaryDirectory() as scratch:
+      _convert_pieces(directory, Path(scratch))
+      tokenizer = _load(Path(scratch), where)
+    _check_added(tokenizer, directory)
+  else:
+    raise UserError(
+      'no tokenizer (neither tokenizer.json nor the tokenizer.model of SentencePiece)',
+      where,
+      'copy it there; transformers makes a tokenizer.json of most other kinds: '
+      'AutoTokenizer.from_pretrained(…).save_pretrained(…)',
+    )
+  if tokenizer.eos_token is None:
+    tokenizer.eos_token = _model_eos(tokenizer, directory, config)
+  tokenizer.clean_up_tokenization_spaces = False
+  check_vocabulary(tokenizer, config, where)
+  return tokenizer
+
+
+def _load(directory: Path, where: str) -> Any:
   import transformers
 
-  if not any((directory / n).exists() for n in ('tokenizer.json', 'tokenizer.model', 'vocab.json')):
-    raise UserError(
-      'no tokenizer (tokenizer.json is missing)', str(directory), 'copy the tokenizer files there'
-    )
   try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-      str(directory), local_files_only=True, trust_remote_code=False
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(
+      str(directory), local_files_only=True
     )
   except Exception as e:  # the library lets parser errors of many kinds through
     raise UserError(
-      f'cannot load the tokenizer: {e}', str(directory), 'download the tokenizer files again'
+      f'cannot load the tokenizer: {e}', where, 'download the tokenizer files again'
     ) from e
-  check_vocabulary(tokenizer, config, str(directory))
+  tokenizer.name_or_path = where
   return tokenizer
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+  path = directory / 'tokenizer_config.json'
+  return hf_dir.read_json(path) if path.exists() else {}
+
+
+def _has_post_processor(path: Path) -> bool:
+  return hf_dir.read_json(path).get('post_processor') is not None
+
+
+def _model_eos(tokenizer: Any, directory: Path, config: Mapping[str, Any]) -> str | None:
+  """The end of sequence that the model's own configs name."""
+  path = directory / 'generation_config.json'
+  generation = hf_dir.read_json(path) if path.exists() else {}
+  for named in (generation.get('eos_token_id'), config.get('eos_token_id')):
+    index = named[0] if isinstance(named, list) and named else named
+    if type(index) is int and index >= 0:
+      token: str | None = tokenizer.convert_ids_to_tokens(index)
+      return token
+  return None
+
+
+def _convert_pieces(directory: Path, into: Path) -> None:
+  """Writes a directory with tokenizer.model as one with tokenizer.json.
+
+  Defaults are those of the class that such directories name, `LlamaTokenizer`: BOS first, and a
+  space before every text between special tokens (`legacy`).
+  """
+  model = sentencepiece_model.read(directory / 'tokenizer.model')
+  for name in _SETTINGS:
+    if (directory / name).exists():
+      shutil.copyfile(directory / name, into / name)
+  settings = _settings(directory)
+  mapped = directory / 'special_tokens_map.json'
+  known = set(hf_dir.read_json(mapped) if mapped.exists() else {})
+  for name, index in model.specials.items():
+    if f'{name}_token' not in known:
+      settings.setdefault(f'{name}_token', model.tokens[index])
+  backend = sentencepiece_model.build(model, every_chunk=bool(settings.get('legacy', True)))
+  bos = model.specials.get('bos')
+  if bos is not None and settings.get('add_bos_token', True):
+    put_first(backend, model.tokens[bos], bos)
+  backend.save(str(into / 'tokenizer.json'))
+  (into / 'tokenizer_config.json').write_text(json.dumps(settings), encoding='utf-8')
+
+
+def _check_added(tokenizer: Any, directory: Path) -> None:
+  """Refuses added tokens that did not get the ids which the files give them."""
+  added = directory / 'added_tokens.json'
+  stated = dict(hf_dir.read_json(added)) if added.exists() else {}
+  for index, token in _settings(directory).get('added_tokens_decoder', {}).items():
+    stated[token['content'] if isinstance(token, dict) else str(token)] = int(index)
+  for token, index in stated.items():
+    if (found := tokenizer.convert_tokens_to_ids(token)) != index:
+      raise UserError(
+        f'the added token {token!r} has id {found}, the files say {index}',
+        str(directory),
+        'copy tokenizer.json of the model there',
+      )
+
+
+def put_first(backend: Any, token: str, index: int) -> None:
+  """Makes the backend put `token` before a text."""
+  import tokenizers
+
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
+    single=[token, '$A'],
+    pair=[token, '$A', f'{token}:1', '$B:1'],
+    special_tokens=[(token, index)],
+  )
 
 
 def check_vocabulary(tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
@@ -67,114 +162,3 @@ def check_vocabulary(tokenizer: Any, config: Mapping[str, Any], where: str) -> N
       where,
       'use the tokenizer the model was trained with',
     )
-
-
-def from_gguf(metadata: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Any:
-  """Rebuilds the tokenizer a GGUF file describes.
-
-  Args:
-    metadata: The file's metadata.
-    config: Its config in Hugging Face form.
-    where: The file, for messages.
-
-  Returns:
-    A `transformers.PreTrainedTokenizerFast`.
-
-  Raises:
-    UserError: another kind than byte-level BPE, an unknown splitting rule, or damaged tables.
-  """
-  import tokenizers
-  import transformers
-
-  kind = metadata.get('tokenizer.ggml.model')
-  rule = metadata.get('tokenizer.ggml.pre', 'default')
-  if kind != 'gpt2' or rule not in PRE_TOKENIZERS:
-    raise UserError(
-      f'tokenizer {kind!r} with splitting rule {rule!r} is not read from GGUF',
-      where,
-      f"read: 'gpt2' with {', '.join(PRE_TOKENIZERS)}; else give the Hugging Face directory",
-    )
-  settings = PRE_TOKENIZERS[rule]
-  tokens, merges = _tables(metadata, where)
-  model = tokenizers.models.BPE(
-    vocab={token: i for i, token in enumerate(tokens)},
-    merges=merges,
-    ignore_merges=settings.get('ignore_merges', False),
-  )
-  backend = tokenizers.Tokenizer(model)
-  if settings.get('nfc'):
-    backend.normalizer = tokenizers.normalizers.NFC()
-  steps: list[Any] = []
-  if settings.get('digits'):
-    steps.append(tokenizers.pre_tokenizers.Digits(individual_digits=True))
-  if 'split' in settings:
-    pattern = tokenizers.Regex(settings['split'])
-    steps.append(tokenizers.pre_tokenizers.Split(pattern, 'isolated'))
-  steps.append(
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex='split' not in settings)
-  )
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
-  backend.decoder = tokenizers.decoders.ByteLevel()
-  _add_special(backend, tokens, metadata.get('tokenizer.ggml.token_type', ()))
-  special = _named_tokens(tokens, metadata, where)
-  bos = special.get('bos_token')
-  if metadata.get('tokenizer.ggml.add_bos_token', settings.get('add_bos', False)) and bos:
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-      single=[bos, '$A'],
-      pair=[bos, '$A', f'{bos}:1', '$B:1'],
-      special_tokens=[(bos, tokens.index(bos))],
-    )
-  fast = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend,
-    clean_up_tokenization_spaces=False,
-    model_max_length=config['max_position_embeddings'],
-    **special,
-  )
-  template = metadata.get('tokenizer.chat_template')
-  if isinstance(template, str):
-    fast.chat_template = template
-  check_vocabulary(fast, config, where)
-  return fast
-
-
-def _tables(metadata: Mapping[str, Any], where: str) -> tuple[list[str], list[tuple[str, str]]]:
-  """Tokens in id order, and merges as pairs."""
-  tokens: Any = metadata.get('tokenizer.ggml.tokens')
-  raw: Any = metadata.get('tokenizer.ggml.merges')
-  for name, value in (('tokens', tokens), ('merges', raw)):
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-      raise UserError(f'tokenizer.ggml.{name} is missing', where, 'download the file again')
-  known = set(tokens)
-  if len(known) != len(tokens):
-    raise UserError('tokenizer.ggml.tokens repeats a token', where, 'download the file again')
-  merges = []
-  for merge in raw:
-    left, _, right = merge.partition(' ')
-    if left not in known or right not in known or left + right not in known:
-      raise UserError(f'merge {merge!r} is of no token', where, 'download the file again')
-    merges.append((left, right))
-  return tokens, merges
-
-
-def _add_special(backend: Any, tokens: list[str], types: Any) -> None:
-  """Declares control tokens (special) and user-defined ones (matched whole, kept on decoding)."""
-  import tokenizers
-
-  for token, kind in zip(tokens, types, strict=False):
-    if kind in (_UNKNOWN, _CONTROL):
-      backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True)])
-    elif kind == _USER_DEFINED:
-      backend.add_tokens([tokenizers.AddedToken(token, normalized=False)])
-
-
-def _named_tokens(tokens: list[str], metadata: Mapping[str, Any], where: str) -> dict[str, str]:
-  """{'bos_token': '<s>', …} from the ids in the metadata."""
-  named = {}
-  for ours, theirs in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'), ('pad', 'padding')):
-    index = metadata.get(f'tokenizer.ggml.{theirs}_token_id')
-    if index is None:
-      continue
-    if type(index) is not int or not 0 <= index < len(tokens):
-      raise UserError(f'{theirs}_token_id {index!r} is no token', where, 'download the file again')
-    named[f'{ours}_token'] = tokens[index]
-  return named

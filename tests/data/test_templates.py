@@ -120,6 +120,8 @@ def test_a_system_text_that_moves_is_no_response():
   text = tokenizer.decode(example.ids)
   assert text.index('Rome.') < text.index('Be brief.')
   assert learnt(tokenizer, example) == [' Rome.</s>', ' Tokyo.</s>']
+  asked = tokenizer.decode(example.ids[example.spans == templates.INSTRUCTION])
+  assert ''.join(asked.split()) == 'WhereisRome?Bebrief.And東京?'
 
 
 def test_the_date_of_a_template_stands_still(monkeypatch):

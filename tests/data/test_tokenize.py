@@ -78,10 +78,7 @@ def test_chat_spans(template, bos):
   messages = [QUESTION, ANSWER, *SECOND]
   example = encode(record(*messages), tokenizer, 'chat')
   rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-  expected = tokenizer(rendered, add_special_tokens=False).input_ids
-  if bos and expected[0] != 0:
-    expected = [0, *expected]
-  assert list(example.ids) == expected
+  assert list(example.ids) == tokenizer(rendered, add_special_tokens=False).input_ids
   assert example.ids[0] != example.ids[1]  # never doubled
   got = supervised_text(tokenizer, example)
   if template == conftest.LLAMA2:
@@ -101,7 +98,7 @@ def test_chat_without_prefix_property():
   )
 
 
-def test_chat_that_changes_contents_uses_prefixes():
+def test_chat_that_changes_contents():
   tokenizer = conftest.build_tokenizer(
     template=conftest.CHATML.replace("m['content']", "m['content'].replace('  ', ' ').strip()")
   )
@@ -111,17 +108,18 @@ def test_chat_that_changes_contents_uses_prefixes():
   assert learnt == 'Rome is\n\n in Italy. 🙂<|im_end|>In Japan.<|im_end|>'
 
 
-def test_prefix_fallback_finds_the_same_spans():
-  tokenizer = conftest.build_tokenizer(template=conftest.DEFAULT_SYSTEM)
+@pytest.mark.parametrize('template', [conftest.CHATML, conftest.DEFAULT_SYSTEM])
+def test_marks_give_the_same_spans_as_literals(template):
+  tokenizer = conftest.build_tokenizer(template=template)
   chat = templates.ChatRenderer(tokenizer)
   messages = [QUESTION, ANSWER, *SECOND]
   full = chat.render(messages)
   (piece,) = chat.pieces(messages, 'x')
-  assert list(piece.spans) == chat._by_prefixes(full, messages, 'x')
+  assert list(piece.spans) == chat._between_marks(full, messages)
 
 
 def test_chat_that_hides_the_answers_is_refused():
-  tokenizer = conftest.build_tokenizer(template=conftest.COUNTING)
+  tokenizer = conftest.build_tokenizer(template=conftest.COUNTING + '{{ eos_token }}')
   with pytest.raises(UserError, match='cannot tell where the responses are'):
     encode(record(QUESTION, ANSWER, *SECOND), tokenizer, 'chat')
 
@@ -209,6 +207,23 @@ def test_pad_equal_to_eos_and_token_zero_are_learnt(chatml):
   # <s> is token 0 here; in an answer it is a token like any other.
   example = encode(record(QUESTION, {'role': 'assistant', 'content': 'a<s>b'}), chatml)
   assert example.loss_weight[list(example.ids).index(0)] == 1
+
+
+@pytest.mark.parametrize('bos', [False, True])
+def test_a_question_alone_teaches_nothing(bos):
+  dropped = encode(record(QUESTION), conftest.build_tokenizer(bos=bos))
+  assert isinstance(dropped, Dropped) and dropped.reason == 'no supervised token'
+
+
+def test_no_pad_token_is_needed(chatml):
+  """Masks are by position, so nothing asks for the id of a padding token."""
+  bare = conftest.build_tokenizer(template=conftest.CHATML)
+  bare.pad_token = None
+  for template in ('study', 'chat'):
+    messages = record(QUESTION, ANSWER, *SECOND)
+    example = encode(messages, bare, template)
+    assert list(example.ids) == list(encode(messages, chatml, template).ids)
+    assert prompt_ids([QUESTION], bare, template) and stop_ids(bare, template)
 
 
 def test_loss_on_all_is_all_but_the_first(with_bos):

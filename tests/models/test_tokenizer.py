@@ -1,4 +1,4 @@
-"""Tokenizers rebuilt from GGUF: ids against independent definitions, on real and awkward text.
+"""Tokenizers of directories, and rebuilt from GGUF: ids against independent definitions.
 
 The reference is transformers' conversion of the same file, with one correction. transformers 5.23
 reads no `tokenizer.ggml.pre`: it splits every GGUF of kind 'gpt2' by GPT-2's pattern alone. For
@@ -16,7 +16,7 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.models import source, tokenizer
+from sft_jax.models import source, tokenizer_gguf
 from sft_jax.utils.errors import UserError
 from tests.models.conftest import tiny_tokenizer, write_gguf
 
@@ -214,10 +214,17 @@ def test_tiny_gguf_tokenizer_equals_the_one_it_was_made_from(tiny_llama_dir, tmp
     ('smollm', "I'll 12345\n\n x", ['I', "'ll", 'Ġ', '1', '2', '3', '4', '5', 'ĊĊ', 'Ġx']),
     ('llama-bpe', "I'LL 12345\n\n x", ['I', "'LL", 'Ġ', '123', '45', 'ĊĊ', 'Ġx']),
     ('qwen2', "I'LL 123!\n\n x", ['I', "'LL", 'Ġ', '1', '2', '3', '!ĊĊ', 'Ġx']),
+    (
+      'tekken',
+      "I'LL aBc 12 http://x\n",
+      ['I', "'LL", 'Ġa', 'Bc', 'Ġ', '1', '2', 'Ġhttp', '://', 'x', 'Ċ'],
+    ),
+    ('refact', "I'll 12\n", ['I', "'ll", 'Ġ', '1', '2', 'Ċ']),
+    ('falcon3', '1234', ['123', '4']),
   ],
 )
 def test_splitting_rules(rule, text, pieces):
-  built = tokenizer.from_gguf(
+  built = tokenizer_gguf.from_gguf(
     metadata(pre=rule), {'vocab_size': 999, 'max_position_embeddings': 8}, ''
   )
   found = [piece for piece, _ in built.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
@@ -246,21 +253,25 @@ CONFIG = {'vocab_size': 300, 'max_position_embeddings': 8}
 
 @pytest.mark.parametrize(('add', 'first'), [(True, [0]), (False, []), (None, [])])
 def test_add_bos(add, first):
-  fast = tokenizer.from_gguf(metadata(add_bos_token=add), CONFIG, '')
+  fast = tokenizer_gguf.from_gguf(metadata(add_bos_token=add), CONFIG, '')
   assert fast('x').input_ids == first + fast('x', add_special_tokens=False).input_ids
 
 
 def test_llama_bpe_adds_bos_unless_told_not_to():
-  assert tokenizer.from_gguf(metadata(pre='llama-bpe'), CONFIG, '')('x').input_ids[0] == 0
-  told = tokenizer.from_gguf(metadata(pre='llama-bpe', add_bos_token=False), CONFIG, '')
+  assert tokenizer_gguf.from_gguf(metadata(pre='llama-bpe'), CONFIG, '')('x').input_ids[0] == 0
+  told = tokenizer_gguf.from_gguf(metadata(pre='llama-bpe', add_bos_token=False), CONFIG, '')
   assert told('x').input_ids[0] != 0
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'model': 'llama'}, "tokenizer 'llama' .* is not read from GGUF"),
-    ({'pre': 'tekken'}, "splitting rule 'tekken'"),
+    ({'model': 't5'}, "tokenizer 't5' .* is not read from GGUF.*'gpt2' with gpt-2, .*tekken"),
+    ({'pre': 'deepseek-llm'}, "splitting rule 'deepseek-llm' is not read"),
+    # Written by converters that did not know the rule.
+    ({'pre': 'default'}, "splitting rule 'default' is not read"),
+    ({'pre': None}, 'splitting rule None is not read'),
+    ({'model': 'llama'}, r'tokenizer\.ggml\.scores is missing'),
     ({'tokens': None}, r'tokenizer\.ggml\.tokens is missing'),
     ({'tokens': ['a', 'a']}, 'repeats a token'),
     ({'merges': ['zz qq']}, "merge 'zz qq' is of no token"),
@@ -270,7 +281,7 @@ def test_llama_bpe_adds_bos_unless_told_not_to():
 )
 def test_bad_tables(changes, message):
   with pytest.raises(UserError, match=message):
-    tokenizer.from_gguf(metadata(**changes), CONFIG, 'tiny.gguf')
+    tokenizer_gguf.from_gguf(metadata(**changes), CONFIG, 'tiny.gguf')
 
 
 def test_vocabulary_mismatch_is_refused(tiny_copy):
@@ -278,6 +289,66 @@ def test_vocabulary_mismatch_is_refused(tiny_copy):
   (tiny_copy / 'config.json').write_text(json.dumps({**config, 'vocab_size': 200}))
   with pytest.raises(UserError, match='ids up to 299, the model 200 embeddings'):
     source.resolve(str(tiny_copy)).tokenizer()
+
+
+def test_tokenizer_json_is_loaded_as_it_is(tiny_copy):
+  """Whatever class the config names: transformers' own for it would cut text otherwise."""
+  expected = source.resolve(str(tiny_copy)).tokenizer()
+  settings = json.loads((tiny_copy / 'tokenizer_config.json').read_text())
+  for name in ('LlamaTokenizer', 'T5Tokenizer', 'NoSuchTokenizer'):
+    change(tiny_copy / 'tokenizer_config.json', tokenizer_class=name, auto_map={'AutoTokenizer': 1})
+    fast = source.resolve(str(tiny_copy)).tokenizer()
+    assert [fast(t).input_ids for t in AWKWARD] == [expected(t).input_ids for t in AWKWARD]
+    assert fast.eos_token == settings['eos_token']
+
+
+def change(path, **values):
+  stored = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps({**stored, **values}))
+
+
+def test_add_bos_token_counts_where_there_is_no_post_processor(tiny_copy):
+  load = lambda: source.resolve(str(tiny_copy)).tokenizer()
+  change(tiny_copy / 'tokenizer.json', post_processor=None)
+  change(tiny_copy / 'tokenizer_config.json', add_bos_token=True)
+  assert load()('x').input_ids[0] == 0
+  change(tiny_copy / 'tokenizer_config.json', add_bos_token=False)
+  assert load()('x').input_ids[0] != 0
+  # A post-processor says itself what it adds.
+  rule = {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': True, 'use_regex': True}
+  change(tiny_copy / 'tokenizer.json', post_processor=rule)
+  change(tiny_copy / 'tokenizer_config.json', add_bos_token=True)
+  assert load()('x').input_ids[0] != 0
+
+
+def test_end_of_sequence_of_the_model(tiny_copy):
+  """Named by the model's configs where the tokenizer's name none."""
+  load = lambda: source.resolve(str(tiny_copy)).tokenizer()
+  change(tiny_copy / 'tokenizer_config.json', eos_token=None, pad_token=None)
+  change(tiny_copy / 'generation_config.json', eos_token_id=[2, 1])
+  assert load().eos_token == '<|end|>' and load().pad_token is None
+  change(tiny_copy / 'generation_config.json', eos_token_id=None)
+  change(tiny_copy / 'config.json', eos_token_id=1)
+  assert load().eos_token == '</s>'
+  change(tiny_copy / 'config.json', eos_token_id=None)
+  assert load().eos_token is None
+
+
+def test_decoding_does_not_tidy_spaces(tiny_copy):
+  change(tiny_copy / 'tokenizer_config.json', clean_up_tokenization_spaces=True)
+  fast = source.resolve(str(tiny_copy)).tokenizer()
+  text = "x , y ! I 'm"
+  assert fast.decode(fast(text).input_ids) == text
+
+
+def test_kinds_that_are_not_read(tiny_copy):
+  """Slow ones, tiktoken's and Mistral's: told how to make a tokenizer.json."""
+  (tiny_copy / 'tokenizer.json').unlink()
+  for name in ('vocab.json', 'merges.txt', 'tekken.json', 'qwen.tiktoken', 'vocab.txt'):
+    (tiny_copy / name).write_text('{}')
+  with pytest.raises(UserError, match=r'neither tokenizer\.json nor .*save_pretrained') as error:
+    source.resolve(str(tiny_copy)).tokenizer()
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
