@@ -137,18 +137,21 @@ def _architecture(raw: Mapping[str, Any], where: str) -> str:
 
 
 def _sizes(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, int]:
-  hidden, heads = int(raw['hidden_size']), int(raw['num_attention_heads'])
-  head_dim = raw.get('head_dim') or known.get('head_dim')
-  return {
-    'vocab_size': int(raw['vocab_size']),
+  hidden, heads = raw['hidden_size'], raw['num_attention_heads']
+  sizes = {
+    'vocab_size': raw['vocab_size'],
     'hidden_size': hidden,
-    'intermediate_size': int(raw['intermediate_size']),
-    'num_layers': int(raw['num_hidden_layers']),
+    'intermediate_size': raw['intermediate_size'],
+    'num_layers': raw['num_hidden_layers'],
     'num_heads': heads,
-    'num_kv_heads': int(raw.get('num_key_value_heads') or known['num_key_value_heads'] or heads),
-    'head_dim': int(head_dim or hidden // max(heads, 1)),
-    'max_positions': int(raw.get('max_position_embeddings') or known['max_position_embeddings']),
+    'num_kv_heads': raw.get('num_key_value_heads') or known['num_key_value_heads'] or heads,
+    'head_dim': raw.get('head_dim') or known.get('head_dim') or hidden // max(heads, 1),
+    'max_positions': raw.get('max_position_embeddings') or known['max_position_embeddings'],
   }
+  for key, value in sizes.items():
+    if type(value) is not int:
+      raise TypeError(f'{key}={value!r} is no whole number')
+  return sizes
 
 
 def _check_sizes(sizes: Mapping[str, int], where: str) -> None:

@@ -21,6 +21,7 @@ from sft_jax.utils.errors import UserError
 BEAT_S = 20.0
 # Silence after which a holder that cannot be seen from here is taken for dead.
 EXPIRY_S = 180.0
+_SETTLE_S = 0.3
 
 
 class Lease:
@@ -46,11 +47,8 @@ class Lease:
     Raises:
       UserError: another process holds it, or the place cannot be written.
     """
-    while not io.create_text(self._path, self._text()):
-      text, held = self._read()
-      if held is not None:
-        self._refuse_living(text, held)
-      self._set_aside(text)
+    while not self._take():
+      pass
     self._thread.start()
     return self
 
@@ -62,6 +60,20 @@ class Lease:
     with contextlib.suppress(UserError, OSError):
       if self._is_ours(self._read()[1]):
         self._path.unlink(missing_ok=True)
+
+  def _take(self) -> bool:
+    """Whether it is ours now; if not, to be tried again."""
+    took_over = False
+    while not io.create_text(self._path, self._text()):
+      text, held = self._read()
+      if held is not None:
+        self._refuse_living(text, held)
+      self._set_aside(text)
+      took_over = True
+    if took_over:
+      # Another that saw the same dead holder may be setting ours aside at this moment.
+      time.sleep(_SETTLE_S)
+    return not took_over or self._is_ours(self._read()[1])
 
   def check(self) -> None:
     """To be called before anything that others must not see twice.
