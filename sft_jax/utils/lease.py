@@ -1,11 +1,13 @@
 """A lease: one process's word that it works on something, kept up for as long as it lives.
 
 A small file with the holder's name, written again every few seconds. No lock of the file system, so
-it works on network disks and, with a short race that the next beat settles, in object stores.
+it works on network disks and, with a short race that the next beat settles, in object stores (where
+a file cannot be made only if there is none).
 A holder that died is seen at once on its own machine, and by its silence from another.
 """
 
 import contextlib
+import hashlib
 import json
 import threading
 import time
@@ -21,7 +23,6 @@ from sft_jax.utils.errors import UserError
 BEAT_S = 20.0
 # Silence after which a holder that cannot be seen from here is taken for dead.
 EXPIRY_S = 180.0
-_SETTLE_S = 0.3
 
 
 class Lease:
@@ -47,8 +48,7 @@ class Lease:
     Raises:
       UserError: another process holds it, or the place cannot be written.
     """
-    while not self._take():
-      pass
+    self._take()
     self._thread.start()
     return self
 
@@ -61,19 +61,29 @@ class Lease:
       if self._is_ours(self._read()[1]):
         self._path.unlink(missing_ok=True)
 
-  def _take(self) -> bool:
-    """Whether it is ours now; if not, to be tried again."""
-    took_over = False
+  def _take(self) -> None:
     while not io.create_text(self._path, self._text()):
       text, held = self._read()
+      if text is None:
+        continue
       if held is not None:
         self._refuse_living(text, held)
-      self._set_aside(text)
-      took_over = True
-    if took_over:
-      # Another that saw the same dead holder may be setting ours aside at this moment.
-      time.sleep(_SETTLE_S)
-    return not took_over or self._is_ours(self._read()[1])
+      if self._succeed(text):
+        return
+
+  def _succeed(self, seen: str) -> bool:
+    """Puts ours in place of the dead lease that was read as `seen`, and of no other.
+
+    Of all who saw it, one at a time may: who holds the lease on its succession, a file named after
+    what was seen. It looks again, so nobody follows a lease that has been followed already.
+    """
+    digest = hashlib.sha256(seen.encode()).hexdigest()[:16]
+    claim = self._path.parent / f'.{self._path.name}.{digest}.claim'
+    with Lease(claim, self._beat_s, self._expiry_s):
+      if self._read()[0] != seen:
+        return False
+      io.write_text_atomic(self._path, self._text())
+      return True
 
   def check(self) -> None:
     """To be called before anything that others must not see twice.
@@ -97,25 +107,10 @@ class Lease:
     while time.monotonic() < until:
       time.sleep(min(1.0, self._beat_s / 4))
       now, other = self._read()
-      if not now:
+      if now is None:
         return
       if now != text:
         raise _held(self._path, other or held)
-
-  def _set_aside(self, seen: str) -> None:
-    """Removes the lease that was read as `seen`, and no other."""
-    if io.is_remote(self._path):
-      self._path.unlink(missing_ok=True)
-      return
-    aside = self._path.parent / f'.{self._path.name}.{uuid.uuid4().hex}.tmp'
-    try:
-      self._path.rename(aside)
-    except FileNotFoundError:
-      return
-    text = aside.read_bytes().decode(errors='replace')
-    if text != seen:  # A third process was quicker: it gets its own back.
-      io.create_text(self._path, text)
-    aside.unlink(missing_ok=True)
 
   def _keep(self) -> None:
     """Shows that we live, until the end or until another has the lease."""
@@ -123,11 +118,11 @@ class Lease:
       # A disk that is full for a while is no reason to give up.
       with contextlib.suppress(UserError, OSError):
         text, held = self._read()
-        if text and not self._is_ours(held):
+        if text is not None and not self._is_ours(held):
           self._lost = held or {'host': 'unknown', 'pid': 'unknown'}
           return
         # Somebody may have removed it, and another have come since.
-        write = io.write_text_atomic if text else io.create_text
+        write = io.create_text if text is None else io.write_text_atomic
         write(self._path, self._text())
 
   def _is_ours(self, held: dict[str, Any] | None) -> bool:
@@ -136,13 +131,13 @@ class Lease:
   def _text(self) -> str:
     return io.to_json({**self._name, 'beat': time.time()}) + '\n'
 
-  def _read(self) -> tuple[str, dict[str, Any] | None]:
-    """What the file holds ('' if there is none), and the lease in it (None if it is damaged)."""
+  def _read(self) -> tuple[str | None, dict[str, Any] | None]:
+    """What the file holds (None if there is none), and the lease in it (None if damaged)."""
     with io.explain_unreadable(self._path):
       try:
         text = self._path.read_bytes().decode(errors='replace')
       except FileNotFoundError:
-        return '', None
+        return None, None
     try:
       held = json.loads(text)
       process.lives(held), held['host'], held['token'], float(held['beat'])

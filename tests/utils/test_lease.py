@@ -1,5 +1,6 @@
 """A workdir is one process's at a time; the dead hold nothing."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -113,6 +114,29 @@ def test_a_torn_file_holds_nothing(path, text):
     assert json.loads(path.read_text())['pid'] == os.getpid()
 
 
+def test_who_comes_late_does_not_follow_again(path, monkeypatch):
+  """Two see the dead holder; the second acts on it when the first has long followed."""
+  elsewhere(path, beat=0)
+  late = lease.Lease(path)
+  dead = late._read()[0]
+  with lease.Lease(path) as held:
+    assert not late._succeed(dead)
+    held.check()
+    assert json.loads(path.read_text())['token'] == held._name['token']
+  assert os.listdir(path.parent) == []
+
+
+def test_a_successor_that_died_is_succeeded(path):
+  """It had made known that it would follow, and no more."""
+  elsewhere(path, beat=0)
+  one = lease.Lease(path)
+  digest = hashlib.sha256(one._read()[0].encode()).hexdigest()[:16]
+  elsewhere(path.parent / f'.lease.json.{digest}.claim', beat=0)
+  with one:
+    one.check()
+  assert os.listdir(path.parent) == []
+
+
 def test_who_lost_it_is_told(path):
   with lease.Lease(path, beat_s=0.01) as held:
     elsewhere(path)
@@ -123,7 +147,8 @@ def test_who_lost_it_is_told(path):
   assert json.loads(path.read_text())['host'] == 'far', "another's is not removed"
 
 
-def test_of_many_at_once_one_has_it(path):
+@pytest.mark.parametrize('attempt', range(10))
+def test_of_many_at_once_one_has_it(path, attempt):
   elsewhere(path, beat=0)
   held, refused = [], []
 
