@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from sft_jax import spec as spec_lib
 from sft_jax.data.loader import Loader
-from sft_jax.evals import score
+from sft_jax.evals import model as eval_model
 from sft_jax.evals.probes import layer_delta
 from sft_jax.inputs import Model
 from sft_jax.models import export as export_lib
@@ -174,14 +174,14 @@ class Program:
       shardings=jax.tree.map(lambda x: x.sharding, state.trained),
     )
 
-  def subject(self, base: Tree | None, weights: Tree | None) -> score.Subject:
+  def subject(self, base: Tree | None, weights: Tree | None) -> eval_model.Subject:
     """A model to evaluate: the base as it is (`weights` None), or with trained weights."""
     cfg = self.model.cfg
     if base is None:
-      return score.Subject(cfg, weights or {}, self.dtype, self.mesh)
+      return eval_model.single(cfg, weights or {}, self.dtype, self.mesh)
     if weights is None:
-      return score.Subject(cfg, base, self.dtype, self.mesh)
-    return score.Subject(
+      return eval_model.single(cfg, base, self.dtype, self.mesh)
+    return eval_model.single(
       cfg, base, self.dtype, self.mesh, lora.one_run(weights, 0), self._lora_scale()
     )
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sft_jax import inputs
-from sft_jax.evals import core, score
+from sft_jax.evals import core
+from sft_jax.evals.model import Subject
 from sft_jax.train import loop
 from sft_jax.utils.errors import Interrupted, UserError
 from sft_jax.workdir import Workdir
@@ -61,9 +62,7 @@ class Scoring:
     """Columns worth showing first."""
     return [column for task in self.tasks for column in task.headline]
 
-  def run(
-    self, subject: score.Subject, step: int, reject: Callable[[int], int | None]
-  ) -> core.Scores:
+  def run(self, subject: Subject, step: int, reject: Callable[[int], int | None]) -> core.Scores:
     """Scores after `step` steps (0: of the base); per-item records and answers go to files.
 
     A task that was done when a run was stopped here is not done again.

@@ -50,16 +50,16 @@ def opened(config, workdir):
 def logits(subject, tokens):
   positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
   hidden = decoder.forward(
-    subject.cfg,
-    subject.base,
+    subject.model.cfg,
+    subject.params['base'],
     tokens,
     positions,
     np.ones_like(tokens),
-    adapter=subject.adapter,
-    lora_scale=subject.lora_scale,
+    adapter=subject.params['adapter'],
+    lora_scale=subject.params['scale'],
     dtype=jnp.float32,
   )
-  return np.asarray(hidden @ decoder.head_kernel(subject.base))
+  return np.asarray(hidden @ decoder.head_kernel(subject.params['base']))
 
 
 def settings(method, files, **changes):
@@ -155,7 +155,7 @@ def test_exports_open_in_transformers_and_peft(finished, tiny_files, tmp_path):
     out = runner.export(config, str(copy))
   assert out == str(copy / 'export' / 'hf')
   _, _, _, subject = opened(config, copy)
-  tokens = np.random.default_rng(0).integers(0, subject.cfg.vocab_size, (2, 24)).astype(np.int32)
+  tokens = np.random.default_rng(0).integers(0, subject.model.vocab_size, (2, 24)).astype(np.int32)
   ours = logits(subject, tokens)
   there = torch.tensor(tokens).long()
   model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.models import decoder, export, hf, lora, peft, quantize, source
+from sft_jax.models import cached, decoder, export, hf, lora, peft, quantize, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.utils import trees
@@ -283,14 +283,14 @@ def cached_distance(specimen: Specimen) -> float:
   length = min(LENGTH, 14) if cfg.length_dependent else LENGTH
   full, start = texts(2, length), length - 6
   want = specimen.ours(full)
-  cache = decoder.init_cache(cfg, 2, length, jnp.float32)
+  cache = cached.init_cache(cfg, 2, length, jnp.float32)
   positions = np.broadcast_to(np.arange(length, dtype=np.int32), full.shape)
   head = decoder.head_kernel(params)
   cap = cfg.logit_softcap
 
   @jax.jit
   def run(tokens, positions, cache):
-    hidden, cache = decoder.decode(cfg, params, tokens, positions, cache, dtype=jnp.float32)
+    hidden, cache = cached.decode(cfg, params, tokens, positions, cache, dtype=jnp.float32)
     out = hidden @ head
     return (out if cap is None else cap * jnp.tanh(out / cap)), cache
 

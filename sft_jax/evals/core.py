@@ -7,8 +7,9 @@ from sft_jax.data import tokenize
 from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
 from sft_jax.evals import score
+from sft_jax.evals.generation import Engine, Request
+from sft_jax.evals.model import Subject
 from sft_jax.evals.tasks import builtin_short
-from sft_jax.models.generate import generate
 from sft_jax.utils.errors import UserError
 
 Scores = dict[str, Any]
@@ -19,7 +20,7 @@ class Task(Protocol):
 
   headline: tuple[str, ...]
 
-  def run(self, subject: score.Subject) -> Scores:
+  def run(self, subject: Subject) -> Scores:
     """{column: value}; a key ending in `-items` holds per-item records and is no column."""
 
 
@@ -30,7 +31,7 @@ class Perplexity:
     self.examples, self.name, self.tokens_per_batch = examples, name, tokens_per_batch
     self.headline: tuple[str, ...] = (f'ppl-{name}', f'ppl-{name}-response')
 
-  def run(self, subject: score.Subject) -> Scores:
+  def run(self, subject: Subject) -> Scores:
     """See `Task.run`."""
     logprobs = score.token_logprobs(subject, self.examples, self.tokens_per_batch)
     return dict(score.perplexity(self.examples, logprobs, self.name))
@@ -43,28 +44,21 @@ class Writer:
     self.tokenizer, self.template, self.max_new = tokenizer, template, max_new
     self.stop_ids = tokenize.stop_ids(tokenizer, template)
 
-  def answer(
-    self, subject: score.Subject, prompts: Sequence[Sequence[Mapping[str, str]]]
-  ) -> list[str]:
+  def answer(self, subject: Subject, prompts: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
     """Greedy answers to conversations that end with the user."""
     ids = [
       tokenize.prompt_ids([dict(m) for m in prompt], self.tokenizer, self.template)
       for prompt in prompts
     ]
-    out = generate(
-      subject.cfg,
-      subject.base,
-      ids,
-      stop_ids=self.stop_ids,
-      max_new=self.max_new,
-      adapter=subject.adapter,
-      lora_scale=subject.lora_scale,
-      dtype=subject.dtype,
-      check=subject.check,
-    )
-    return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in out]
+    engine = Engine(subject, self.detokenize, self.stop_ids)
+    (outputs,) = engine.generate([Request(prompt, self.max_new) for prompt in ids])
+    return [output.text.strip() for output in outputs]
 
-  def samples(self, subject: score.Subject, records: Sequence[Record]) -> list[dict[str, str]]:
+  def detokenize(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens, as it stands after the prompt."""
+    return self.tokenizer.decode(list(new), skip_special_tokens=True)
+
+  def samples(self, subject: Subject, records: Sequence[Record]) -> list[dict[str, str]]:
     """Question, reference and answer for conversations of one turn."""
     prompts = [[dict(message) for message in record.messages[:-1]] for record in records]
     answers = self.answer(subject, prompts)
@@ -88,7 +82,7 @@ class BuiltinShort:
     self.items = items[:limit] if limit else items
     self.writer = writer
 
-  def run(self, subject: score.Subject) -> Scores:
+  def run(self, subject: Subject) -> Scores:
     """See `Task.run`."""
     outputs = self.writer.answer(subject, [item.prompt for item in self.items])
     return builtin_short.score(outputs, self.items)
@@ -113,7 +107,7 @@ def task_names(tasks: str) -> list[str]:
   return names
 
 
-def evaluate(task: Task, subject: score.Subject) -> tuple[Scores, Scores]:
+def evaluate(task: Task, subject: Subject) -> tuple[Scores, Scores]:
   """Runs one task; returns its columns, and its per-item records by name."""
   columns: Scores = {}
   items: Scores = {}

@@ -6,12 +6,13 @@ F feed-forward width, V vocabulary, L layers, r rank.
 
 Parameters are plain nested dicts whose paths are listed in `families.py`. Everything here handles
 one run; a cohort of R runs is made by `jax.vmap` over the whole step with the base unmapped. Not
-for losses or logits: the head is applied by the caller, in chunks.
+for losses or logits: the head is applied by the caller, in chunks. Not for caches: `cached.py`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -161,107 +162,112 @@ def forward(
   Returns:
     `[B,T,D]` in `dtype`.
   """
-  model = _merge(cfg, base, adapter)
   lengths = rope_lib.segment_lengths(positions, segments) if cfg.length_dependent else positions
-  rope = rope_lib.tables(cfg.ropes, positions, lengths, dtype)
   mask = causal_mask(segments)
   index = jnp.arange(tokens.shape[1])
   distance = (index[:, None] - index[None, :])[None]
-  constrain = _row_sharded(mesh)
-  graph, stacked = nnx.split(model.layers)
-  scale = jnp.ones(cfg.num_layers, jnp.float32) if lora_scale is None else lora_scale
+
+  def attend(place, q, k, v, carry):
+    seen = mask if place.window is None else mask & (distance < place.window)
+    return attention(q, k, v, seen, scale=cfg.query_scale, softcap=cfg.attn_softcap), carry, None
+
   keys = None if dropout_key is None else _token_keys(dropout_key, segments, positions)
+  options = Options(adapter, lora_scale, dropout_rate, keys, dtype, remat, mesh)
+  return run(cfg, base, tokens, positions, lengths, attend, None, options)[0]
 
-  def block(h, slices):
-    state, layer_scale, number, (which, window) = slices
-    layer = nnx.merge(graph, state)
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How layers are run, whatever they attend to.
+
+  Attributes:
+    adapter: Low-rank factors of one run, or None.
+    lora_scale: `[L]` float32 scale of the adapter, or None for 1.
+    dropout_rate: Scalar rate of adapter dropout, used with `dropout_keys`.
+    dropout_keys: `[B,T]` keys of the tokens, or None for no dropout.
+    dtype: Compute dtype.
+    remat: A name of `REMAT_POLICIES`.
+    mesh: When given, activations are kept sharded by rows over its ('data', 'fsdp') axes.
+  """
+
+  adapter: Tree | None = None
+  lora_scale: jax.Array | None = None
+  dropout_rate: jax.Array | None = None
+  dropout_keys: jax.Array | None = None
+  dtype: Any = jnp.bfloat16
+  remat: str = 'none'
+  mesh: Mesh | None = None
+
+
+class Place(NamedTuple):
+  """Which layer attends: its number, and its window (None where no layer of the model has one)."""
+
+  number: jax.Array
+  window: jax.Array | None
+
+
+# Place, q `[B,T,N,H]`, k and v `[B,T,K,H]` of the new tokens, and what earlier layers handed on, to
+# `[B,T,N*H]`, what is handed on, and what is kept of this layer.
+Attend = Callable[[Place, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any, Any]]
+
+
+def run(
+  cfg: ModelConfig,
+  base: Tree,
+  tokens: jax.Array,
+  positions: jax.Array,
+  lengths: jax.Array,
+  attend: Attend,
+  carry: Any,
+  options: Options,
+) -> tuple[jax.Array, Any, Any]:
+  """All layers over `[B,T]` tokens; what they attend to is up to `attend`.
+
+  Args:
+    lengths: `[B,T]` length of each token's text, for the kinds of rope that depend on it.
+    carry: Handed from layer to layer.
+
+  Returns:
+    Hidden states after the final norm `[B,T,D]`, the last carry, what was kept, `[L,...]`.
+  """
+  model, dtype = _merge(cfg, base, options.adapter), options.dtype
+  rope = rope_lib.tables(cfg.ropes, positions, lengths, dtype)
+  constrain = _row_sharded(options.mesh)
+  graph, stacked = nnx.split(model.layers)
+  scale = options.lora_scale
+  scale = jnp.ones(cfg.num_layers, jnp.float32) if scale is None else scale
+
+  def block(state, slices):
+    h, carry = state
+    parameters, layer_scale, number, (which, window) = slices
+    layer = nnx.merge(graph, parameters)
     h = checkpoint_name(h, 'layer_input')
-    seen = mask if window is None else mask & (distance < window)
-    attend = functools.partial(_attend, cfg, mask=seen)
     fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))
-    lora = LoraCall(layer_scale, dropout_rate, None if keys is None else fold(keys))
-    return layer(h, _pick(rope, which), attend, lora, constrain), None
+    keys = None if options.dropout_keys is None else fold(options.dropout_keys)
+    kept = None
 
-  if REMAT_POLICIES[remat] is not None:
-    block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    def attend_here(q, k, v):
+      nonlocal carry, kept
+      out, carry, kept = attend(Place(number, window), q, k, v, carry)
+      return out
+
+    lora = LoraCall(layer_scale, options.dropout_rate, keys)
+    h = layer(h, _pick(rope, which), attend_here, lora, constrain)
+    return (h, carry), kept
+
+  if REMAT_POLICIES[options.remat] is not None:
+    block = jax.checkpoint(block, policy=REMAT_POLICIES[options.remat], prevent_cse=False)
   h = constrain(_embed(cfg, model, tokens, dtype))
   numbers = jnp.arange(cfg.num_layers)
-  h, _ = jax.lax.scan(block, h, (stacked, scale, numbers, _layer_switches(cfg)))
-  return _finish(cfg, model, h)
+  slices = (stacked, scale, numbers, _layer_switches(cfg))
+  (h, carry), kept = jax.lax.scan(block, (h, carry), slices)
+  return _finish(cfg, model, h), carry, kept
 
 
 def _token_keys(key: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:
   """`[B,T]` keys of the tokens of a step."""
   one = lambda segment, position: jax.random.fold_in(jax.random.fold_in(key, segment), position)
   return jax.vmap(jax.vmap(one))(segments, positions)
-
-
-def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) -> Tree:
-  """Empty key/value cache: `k` and `v`, each `[L,B,S,K,H]`."""
-  shape = (cfg.num_layers, rows, slots, cfg.num_kv_heads, cfg.head_dim)
-  return {'k': jnp.zeros(shape, dtype), 'v': jnp.zeros(shape, dtype)}
-
-
-def decode(
-  cfg: ModelConfig,
-  base: Tree,
-  tokens: jax.Array,
-  positions: jax.Array,
-  cache: Tree,
-  *,
-  adapter: Tree | None = None,
-  lora_scale: jax.Array | None = None,
-  lengths: jax.Array | None = None,
-  dtype: jnp.dtype = jnp.bfloat16,
-) -> tuple[jax.Array, Tree]:
-  """Runs `[B,T]` new tokens against a cache, writing their keys and values into it.
-
-  A row's token at position p lives in slot p and sees slots 0..p, so rows of different lengths
-  share one cache and a slot left by padding is overwritten before it can be seen.
-
-  Args:
-    positions: `[B,T]` int32 slots to write; equal to each token's position.
-    cache: From `init_cache`.
-    lengths: `[B,T]` length of each token's text so far, for the kinds of rope that depend on it;
-      by default the token's position and one.
-
-  Returns:
-    Hidden states `[B,T,D]` and the updated cache.
-  """
-  model = _merge(cfg, base, adapter)
-  rope = rope_lib.tables(cfg.ropes, positions, positions + 1 if lengths is None else lengths, dtype)
-  slots = jnp.arange(cache['k'].shape[2])
-  mask = slots[None, None, :] <= positions[:, :, None]
-  distance = positions[:, :, None] - slots[None, None, :]
-  rows = jnp.arange(tokens.shape[0])[:, None]
-  graph, stacked = nnx.split(model.layers)
-  scale = jnp.ones(cfg.num_layers, jnp.float32) if lora_scale is None else lora_scale
-
-  def block(carry, slices):
-    h, cache = carry
-    state, layer_scale, number, (which, window) = slices
-    layer = nnx.merge(graph, state)
-    seen = mask if window is None else mask & (distance < window)
-
-    def attend(q, k, v):
-      # The cache is a carry, written in place: as a scanned input and output it would be copied.
-      nonlocal cache
-      cache = {
-        'k': cache['k'].at[number, rows, positions].set(k),
-        'v': cache['v'].at[number, rows, positions].set(v),
-      }
-      keys, values = (
-        jax.lax.dynamic_index_in_dim(cache[name], number, keepdims=False) for name in 'kv'
-      )
-      return _attend(cfg, q, keys, values, mask=seen)
-
-    h = layer(h, _pick(rope, which), attend, LoraCall(layer_scale, None, None))
-    return (h, cache), None
-
-  numbers = jnp.arange(cfg.num_layers)
-  h = _embed(cfg, model, tokens, dtype)
-  (h, cache), _ = jax.lax.scan(block, (h, cache), (stacked, scale, numbers, _layer_switches(cfg)))
-  return _finish(cfg, model, h), cache
 
 
 def _layer_switches(cfg: ModelConfig) -> tuple[jax.Array | None, jax.Array | None]:
@@ -278,10 +284,6 @@ def _pick(
 ) -> tuple[jax.Array, jax.Array]:
   cos, sin = rope
   return (cos[0], sin[0]) if which is None else (cos[which], sin[which])
-
-
-def _attend(cfg: ModelConfig, q, k, v, *, mask: jax.Array) -> jax.Array:
-  return attention(q, k, v, mask, scale=cfg.query_scale, softcap=cfg.attn_softcap)
 
 
 def _embed(cfg: ModelConfig, model: Decoder, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:

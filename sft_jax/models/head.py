@@ -5,6 +5,7 @@ C chunk, D model, V vocab.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -39,21 +40,68 @@ def target_logprobs(
   Only positions inside the mask are scored; columns of `head` from `vocab` on are no tokens. Not
   differentiable.
   """
-  mask = jnp.ones(targets.shape, jnp.float32) if where is None else where.astype(jnp.float32)
-  shape = targets.shape
-  hidden, targets, mask = (shard(x, shards) for x in (hidden, targets, mask))
-  chunk = min(chunk, targets.shape[1])
-  plan = make_plan(targets, mask, chunk, None)
   kernel = head.astype(hidden.dtype)
+  mask = jnp.ones(targets.shape, bool) if where is None else where
+  scores, _ = score_targets(
+    hidden,
+    lambda h: logits_of(h, kernel, logit_softcap, vocab)[0],
+    targets[..., None],
+    where=mask,
+    chunk=chunk,
+    shards=shards,
+  )
+  return scores[..., 0]
 
-  def body(i: Array, out: Array) -> Array:
-    h, t, w = take(hidden, plan, i, chunk)
-    logits, _ = logits_of(h, kernel, logit_softcap, vocab)
-    picked = pick(logits, t) - jax.nn.logsumexp(logits, axis=-1)
-    return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(w > 0, picked, 0.0), i * chunk, 1)
 
-  out = jax.lax.fori_loop(0, plan.trips, body, jnp.zeros(plan.order.shape, jnp.float32))
-  return jnp.take_along_axis(out, plan.inverse, axis=1).reshape(shape)
+def score_targets(
+  hidden: Array,
+  logits: Callable[[Array], Array],
+  targets: Array,
+  *,
+  where: Array,
+  chunk: int,
+  shards: int = 1,
+) -> tuple[Array, Array]:
+  """Log-probabilities of several targets at each chosen position, and the likeliest token there.
+
+  Args:
+    hidden: `[B,T,D]`.
+    logits: `[G,C,D]` to float32 `[G,C,V]`.
+    targets: `[B,T,M]` int32.
+    where: bool `[B,T]`, positions to be scored; elsewhere both results are 0.
+    chunk: Positions of a shard that are worked on at once.
+    shards: G, parts that B is divided into over devices.
+
+  Returns:
+    float32 `[B,T,M]`, int32 `[B,T]`.
+  """
+  batch, length, count = targets.shape
+  hidden, targets, mask = (shard(x, shards) for x in (hidden, targets, where))
+  size = targets.shape[1]
+  chunk = min(chunk, size)
+  plan = make_plan(targets[..., 0], mask.astype(jnp.float32), chunk, None)
+  targets = jnp.take_along_axis(targets, plan.order[:, :size, None], axis=1)
+  targets = jnp.pad(targets, ((0, 0), (0, -size % chunk), (0, 0)))
+
+  def body(i: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
+    h, _, w = take(hidden, plan, i, chunk)
+    values = logits(h)
+    total = jax.nn.logsumexp(values, axis=-1)
+    wanted = jax.lax.dynamic_slice_in_dim(targets, i * chunk, chunk, 1)
+    scores = jnp.stack([pick(values, wanted[..., m]) - total for m in range(count)], axis=-1)
+    best = jnp.argmax(values, axis=-1).astype(jnp.int32)
+    scores, best = jnp.where(w[..., None] > 0, scores, 0.0), jnp.where(w > 0, best, 0)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * chunk, axis=1)
+    return put(out[0], scores), put(out[1], best)
+
+  nothing = (
+    jnp.zeros((*plan.order.shape, count), jnp.float32),
+    jnp.zeros(plan.order.shape, jnp.int32),
+  )
+  scores, best = jax.lax.fori_loop(0, plan.trips, body, nothing)
+  scores = jnp.take_along_axis(scores, plan.inverse[..., None], axis=1)
+  best = jnp.take_along_axis(best, plan.inverse, axis=1)
+  return scores.reshape(batch, length, count), best.reshape(batch, length)
 
 
 def shard(x: Array, shards: int) -> Array:

@@ -9,6 +9,7 @@ Dimension letters: see the legend in `decoder.py`.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -265,6 +266,20 @@ class Attention(nnx.Module):
     return self.q_norm(q), self.k_norm(k)
 
 
+class Past(NamedTuple):
+  """Keys and values of tokens that all rows, or each its own, may look back at.
+
+  Attributes:
+    k: `[P,K,H]` shared by all rows, or `[B,P,K,H]`.
+    v: The same.
+    mask: bool `[B,T,P]`, true where a query sees a key.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  mask: jax.Array
+
+
 def attention(
   q: jax.Array,
   k: jax.Array,
@@ -273,6 +288,7 @@ def attention(
   *,
   scale: float,
   softcap: float | None = None,
+  past: Past | None = None,
 ) -> jax.Array:
   """Softmax attention with grouped heads, in plain XLA; softmax in float32.
 
@@ -286,6 +302,7 @@ def attention(
     mask: bool `[B,T,S]`, true where a query sees a key; no row may be empty.
     scale: What products of queries and keys are multiplied by.
     softcap: Scores become `cap * tanh(scores / cap)` before they are masked.
+    past: Further keys and values, of tokens before all these.
 
   Returns:
     `[B,T,N*H]`.
@@ -296,14 +313,22 @@ def attention(
   q = q.reshape(rows, length, shared, groups, width).transpose(0, 2, 3, 1, 4)
   q = (q * scale).reshape(rows, shared, groups * length, width)
   scores = jnp.einsum('bkqh,bskh->bkqs', q, k, preferred_element_type=jnp.float32)
-  scores = scores.reshape(rows, shared, groups, length, slots)
+  if past is not None:
+    # Scores are put together, never keys: those of a shared past are not copied for each row.
+    spec = 'bkqh,bskh->bkqs' if past.k.ndim == 4 else 'bkqh,skh->bkqs'
+    earlier = jnp.einsum(spec, q, past.k, preferred_element_type=jnp.float32)
+    scores, mask = (jnp.concatenate(pair, -1) for pair in ((earlier, scores), (past.mask, mask)))
+  scores = scores.reshape(rows, shared, groups, length, -1)
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
   # Not -inf: a whole row of it would make the softmax, and its gradient, NaN.
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  weights = weights.reshape(rows, shared, groups * length, slots)
-  out = jnp.einsum('bkqs,bskh->bkqh', weights, v)
+  weights = weights.reshape(rows, shared, groups * length, -1)
+  out = jnp.einsum('bkqs,bskh->bkqh', weights[..., -slots:], v)
+  if past is not None:
+    spec = 'bkqs,bskh->bkqh' if past.v.ndim == 4 else 'bkqs,skh->bkqh'
+    out = out + jnp.einsum(spec, weights[..., :-slots], past.v)
   out = out.reshape(rows, shared, groups, length, width).transpose(0, 3, 1, 2, 4)
   return out.reshape(rows, length, heads * width)
 

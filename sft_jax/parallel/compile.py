@@ -7,7 +7,11 @@ from typing import Any
 import jax
 
 
-def exact_jit(fn: Callable[..., Any], static_argnames: tuple[str, ...]) -> Callable[..., Any]:
+def exact_jit(
+  fn: Callable[..., Any],
+  static_argnames: tuple[str, ...],
+  donate_argnames: tuple[str, ...] = (),
+) -> Callable[..., Any]:
   """`jax.jit` for programs whose numbers are reported: scores and answers.
 
   On the CPU, XLA's default kernels for float32 products lose three to six times as much to rounding
@@ -21,7 +25,12 @@ def exact_jit(fn: Callable[..., Any], static_argnames: tuple[str, ...]) -> Calla
   def compiled() -> Callable[..., Any]:
     on_cpu = jax.default_backend() == 'cpu'
     options = {'xla_cpu_experimental_ynn_fusion_type': ''} if on_cpu else None
-    return jax.jit(fn, static_argnames=static_argnames, compiler_options=options)
+    return jax.jit(
+      fn,
+      static_argnames=static_argnames,
+      donate_argnames=donate_argnames,
+      compiler_options=options,
+    )
 
   @functools.wraps(fn)
   def call(*args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data import formats, templates, tokenize
+from sft_jax.evals import model as eval_model
 from sft_jax.evals import score
 from sft_jax.models import hf, lora
 from sft_jax.parallel import mesh as meshes
@@ -56,7 +57,7 @@ def subject(devices=1, **adapter):
   mesh = meshes.make_mesh(1, devices, 1, devices=jax.devices()[:devices])
   shardings = hf.param_shardings(cfg, mesh)
   placed = trees.map_with_path(lambda path, x: jax.device_put(x, shardings[path]), params)
-  return score.Subject(cfg, placed, jnp.float32, mesh, **adapter)
+  return eval_model.single(cfg, placed, jnp.float32, mesh, **adapter)
 
 
 @functools.cache
@@ -156,7 +157,7 @@ def test_adapter_equals_merged_weights():
   adapted = score.token_logprobs(subject(adapter=adapter, lora_scale=scale), examples())
   plain = subject()
   merged = lora.merge(params, adapter, scale)
-  other = score.Subject(cfg, merged, jnp.float32, plain.mesh)
+  other = eval_model.single(cfg, merged, jnp.float32, plain.mesh)
   assert np.abs(adapted[0] - score.token_logprobs(plain, examples())[0]).max() > 0.1
   for mine, want in zip(adapted, score.token_logprobs(other, examples()), strict=True):
     np.testing.assert_allclose(mine, want, atol=5e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.models import decoder, families, hf
+from sft_jax.models import cached, decoder, families, hf
 from sft_jax.parallel import mesh as meshes
 from sft_jax.utils import trees
 from tests.train import common
@@ -104,12 +104,12 @@ def test_decoding_with_a_cache_equals_the_forward():
   lengths = np.array([3, 6, 1])
   positions = np.broadcast_to(np.arange(12, dtype=np.int32), full.shape)
   want = np.asarray(logits(cfg, base, full, positions, np.ones_like(full)))
-  run = jax.jit(functools.partial(decoder.decode, cfg, dtype=jnp.float32))
+  run = jax.jit(functools.partial(cached.decode, cfg, dtype=jnp.float32))
   head = decoder.head_kernel(base)
   width = 6
   # What lies beyond a row's own prompt is rubbish that must not be seen.
   prompt = np.where(np.arange(width)[None] < lengths[:, None], full[:, :width], 99)
-  cache = decoder.init_cache(cfg, len(full), 16, jnp.float32)
+  cache = cached.init_cache(cfg, len(full), 16, jnp.float32)
   hidden, cache = run(base, prompt.astype(np.int32), positions[:, :width], cache)
   for i, length in enumerate(lengths):
     np.testing.assert_allclose(hidden[i, :length] @ head, want[i, :length], atol=2e-5)

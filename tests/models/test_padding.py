@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sft_jax.data.tokenize import Example
-from sft_jax.evals import score
-from sft_jax.models import export, generate, head, hf, source
+from sft_jax.evals import generation, score
+from sft_jax.evals import model as eval_model
+from sft_jax.models import export, head, hf, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.train import loss
 from sft_jax.utils import trees
@@ -47,13 +48,15 @@ def test_scores_answers_and_exports_are_those_of_the_plain_model(checkpoint, tmp
   (cfg, plain), (odd, padded) = load(checkpoint, one_device_mesh()), load(checkpoint, mesh)
   texts = [example(given) for given in common.examples(6, 1, vocab=cfg.vocab_size)]
   subjects = (
-    score.Subject(cfg, plain, jnp.float32, one_device_mesh()),
-    score.Subject(odd, padded, jnp.float32, mesh),
+    eval_model.single(cfg, plain, jnp.float32, one_device_mesh()),
+    eval_model.single(odd, padded, jnp.float32, mesh),
   )
   one, eight = (np.concatenate(score.token_logprobs(s, texts)) for s in subjects)
   np.testing.assert_allclose(eight, one, atol=2e-5)
   prompts = [e.ids.tolist() for e in texts]
-  answers = [generate.generate(s.cfg, s.base, prompts, stop_ids=[1], max_new=8) for s in subjects]
+  requests = [generation.Request(prompt, 8) for prompt in prompts]
+  engine = lambda one: generation.Engine(one, lambda prompt, new: str(new), [1])
+  answers = [engine(one).generate(requests) for one in subjects]
   assert answers[0] == answers[1]
   export.export_hf(tmp_path / 'out', odd, padded, checkpoint, dtype='float32')
   again = source.resolve(str(tmp_path / 'out'))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.evals import model as eval_model
 from sft_jax.evals import score
 from sft_jax.models import hf, layers, quantize, source
 from sft_jax.models.config import ModelConfig
@@ -70,7 +71,7 @@ def test_what_smollm2_loses(smollm2):
   for kind in ('none', *quantize.DTYPES):
     mesh = one_device_mesh()
     base = quantize.load_params(smollm2, cfg, mesh, jnp.float32, kind)
-    logprobs = score.token_logprobs(score.Subject(cfg, base, jnp.float32, mesh), texts)
+    logprobs = score.token_logprobs(eval_model.single(cfg, base, jnp.float32, mesh), texts)
     found[kind] = score.perplexity(texts, logprobs, 'x')['ppl-x-response']
   assert found['int8'] == pytest.approx(found['none'], rel=0.01)
   assert found['int4'] == pytest.approx(found['none'], rel=0.6)

@@ -1,0 +1,301 @@
+"""The generation engine: continuous batching in fixed slots under jit.
+
+A slot that has finished is given the next prompt while the others go on. Prompts that begin alike
+share the keys and values of their beginning, which are never copied. The host looks at the text
+every few steps: a stop string may sit inside a token, and a task may know that its answer can no
+longer change. A request's tokens do not depend on its neighbours, beyond rounding: random numbers
+are drawn from its own seed and the position. Dimension letters: see `models/decoder.py`.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.data import pack
+from sft_jax.evals import layout, loglik, slots
+from sft_jax.evals.model import Subject
+from sft_jax.models import export
+
+# Steps between two looks at the text.
+_STEPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One prompt to go on from.
+
+  Attributes:
+    prompt: Token ids, at least one.
+    max_new: Most new tokens.
+    stops: The text ends before the first of these.
+    settled: Whether nothing that may follow a text matters any more.
+    temperature: 0 for the likeliest token each time.
+    seed: Of the random numbers, where the temperature is not 0.
+  """
+
+  prompt: Sequence[int]
+  max_new: int
+  stops: tuple[str, ...] = ()
+  settled: Callable[[str], bool] | None = None
+  temperature: float = 0.0
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """What was written.
+
+  Attributes:
+    text: Without what ended it.
+    ids: New tokens, without the token that ended them; what stands after a stop string is here.
+    finish: 'end' (a stop token), 'stop' (a stop string), 'settled' or 'length'.
+  """
+
+  text: str
+  ids: tuple[int, ...]
+  finish: str
+
+
+class Engine:
+  """Generates for one subject.
+
+  Attributes:
+    subject: The model, or R runs at once.
+    detokenize: Prompt ids and new ids to the new text.
+    stop_ids: Tokens that end any text.
+    slots: Most texts at once (of each run).
+    tokens: Most tokens in the caches of all slots of a run together, and in a batch of prompts.
+  """
+
+  def __init__(
+    self,
+    subject: Subject,
+    detokenize: Callable[[Sequence[int], Sequence[int]], str],
+    stop_ids: Sequence[int],
+    *,
+    slots: int = 32,
+    cache_tokens: int = 65536,
+    tokens_per_batch: int = 4096,
+  ):
+    self.subject, self.detokenize = subject, detokenize
+    self.stop_ids = np.asarray(sorted(stop_ids) or [-2], np.int32)
+    self.slots, self.cache_tokens, self.tokens_per_batch = slots, cache_tokens, tokens_per_batch
+    self.runs = max(subject.runs, 1)
+
+  def generate(
+    self,
+    requests: Sequence[Request],
+    done: Callable[[int, int, Output], None] = lambda run, index, output: None,
+  ) -> list[list[Output]]:
+    """Outputs of each run for each request, in order.
+
+    Args:
+      requests: What to go on from; with several runs all get the same.
+      done: Called with run, index of the request and output as soon as it is there.
+    """
+    outputs: list[list[Any]] = [[None] * len(requests) for _ in range(self.runs)]
+
+    def finish(run: int, index: int, output: Output) -> None:
+      outputs[run][index] = output
+      done(run, index, output)
+
+    for prefix, indices, own in self._waves(requests):
+      _Wave(self, requests, prefix, indices, own, finish).work()
+    return outputs
+
+  def _waves(self, requests: Sequence[Request]) -> list[tuple[np.ndarray, list[int], int]]:
+    """Beginnings, the requests that go on from each, longest first, and slots of their own."""
+    prompts = [np.asarray(request.prompt, np.int32) for request in requests]
+    shares = self.subject.model.sharing == 'beginnings'
+    everything = [(np.zeros(0, np.int32), list(range(len(requests))))] if requests else []
+    groups = layout.beginnings(prompts) if shares else everything
+    waves = []
+    for prefix, members in groups:
+      need = {i: len(prompts[i]) - len(prefix) + requests[i].max_new for i in members}
+      by_size: dict[int, list[int]] = {}
+      for _, i in sorted((-size, i) for i, size in need.items()):
+        # What shares a beginning is worth being kept together, whatever its size.
+        size = 0 if len(prefix) else layout.width_class(need[i], 256)
+        by_size.setdefault(size, []).append(i)
+      for indices in by_size.values():
+        waves.append((prefix, indices, pack.round_up(need[indices[0]], 128)))
+    return waves
+
+
+class _Wave:
+  """Requests that go on from one beginning, in slots of one size."""
+
+  def __init__(
+    self,
+    engine: Engine,
+    requests: Sequence[Request],
+    prefix: np.ndarray,
+    indices: Sequence[int],
+    own: int,
+    finish: Callable[[int, int, Output], None],
+  ):
+    self.engine, self.requests, self.finish = engine, requests, finish
+    subject = self.subject = engine.subject
+    self.seen = len(prefix)
+    count = 1
+    while count < len(indices):
+      count *= 2
+    count = min(count, engine.slots, max(1, engine.cache_tokens // own))
+    self.count = pack.round_up(count, subject.shards)
+    self.own = own
+    self.queues = [collections.deque(indices) for _ in range(engine.runs)]
+    # Of each run and slot: the request it is at work on, or None, and its new tokens.
+    self.at: list[list[int | None]] = [[None] * self.count for _ in range(engine.runs)]
+    self.ids: list[list[list[int]]] = [[[] for _ in range(self.count)] for _ in range(engine.runs)]
+    self.prefix = None
+    self.sampled = any(requests[i].temperature > 0 for i in indices)
+    self.steps = min(_STEPS, max(requests[i].max_new for i in indices))
+    if self.seen:
+      self.prefix = loglik.prefill(subject, [prefix], loglik.prefix_slots(self.seen))
+
+  def work(self) -> None:
+    """Until every request of every run is done."""
+    cache, state = self._empty()
+    while True:
+      self.subject.check()
+      for new in self._admissions():
+        cache, state, first = self._call(slots.admit, cache, state, self._lead(new))
+        self._take(first[..., None], new['slot'])
+      alive = np.array([[at is not None for at in run] for run in self.at])
+      if not alive.any():
+        if any(self.queues):  # What was admitted ended with its first token.
+          continue
+        return
+      alive = alive if self.subject.runs else alive[0]
+      cache, state, tokens = self._call(
+        slots.advance, cache, state, alive, stop_ids=self.engine.stop_ids, steps=self.steps
+      )
+      self._take(tokens, None)
+
+  def _call(self, fn, cache, state, what, **more):
+    subject = self.subject
+    cache, state, tokens = fn(
+      subject.model,
+      subject.params,
+      cache=cache,
+      state=state,
+      prefix=self.prefix,
+      runs=subject.runs,
+      sampled=self.sampled,
+      **{'new' if fn is slots.admit else 'alive': what},
+      **more,
+    )
+    tokens = export.to_host(tokens)
+    return cache, state, tokens if self.subject.runs else tokens[None]
+
+  def _lead(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the run axis where the model has none."""
+    return arrays if self.subject.runs else {name: array[0] for name, array in arrays.items()}
+
+  def _empty(self) -> tuple[Any, dict[str, Any]]:
+    """A cache and the state of slots that are all free."""
+    subject, runs = self.subject, self.subject.runs
+    lead = (runs,) if runs else ()
+    shapes = jax.eval_shape(lambda: subject.model.init_cache(self.count, self.own))
+
+    def zeros(leaf: Any) -> Any:
+      shape = (*lead, *leaf.shape)
+      axes: list[Any] = [None] * len(shape)
+      axes[len(lead) + 1] = ('data', 'fsdp')
+      if leaf.ndim == 5 and leaf.shape[3] % subject.mesh.shape['tensor'] == 0:
+        axes[len(lead) + 3] = 'tensor'
+      sharding = NamedSharding(subject.mesh, P(*axes))
+      return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=sharding)()
+
+    kinds = {'token': 'i4', 'position': 'i4', 'left': 'i4', 'seen': 'i4', 'seed': 'u4'}
+    state = {name: np.zeros((*lead, self.count), kind) for name, kind in kinds.items()}
+    state['temperature'] = np.zeros((*lead, self.count), np.float32)
+    return jax.tree.map(zeros, shapes), state
+
+  def _admissions(self) -> list[dict[str, np.ndarray]]:
+    """Batches of prompts for slots that are free, of few shapes; slots are marked as taken."""
+    free = [[s for s, at in enumerate(run) if at is None] for run in self.at]
+    wanted = [min(len(f), len(q)) for f, q in zip(free, self.queues, strict=True)]
+    busy = any(at is not None for run in self.at for at in run)
+    # A single free slot waits a little for company, unless the queue ends.
+    if not any(wanted) or (busy and max(wanted) < min(self.count // 8, *map(len, self.queues))):
+      return []
+    batches = []
+    while any(wanted):
+      ahead = [q[i] for q, n in zip(self.queues, wanted, strict=True) for i in range(n)]
+      longest = max(len(self.requests[i].prompt) for i in ahead) - self.seen
+      width = min(layout.width_class(longest, 32), self.own)
+      rows = 1
+      while rows < max(wanted) and 2 * rows * width <= self.engine.tokens_per_batch:
+        rows *= 2
+      batch = self._blank(rows, width)
+      for run, queue in enumerate(self.queues):
+        for row in range(min(rows, wanted[run])):
+          self._enter(batch, run, row, queue.popleft(), free[run].pop(0))
+          wanted[run] -= 1
+      batches.append(batch)
+    return batches
+
+  def _blank(self, rows: int, width: int) -> dict[str, np.ndarray]:
+    shape = (self.engine.runs, rows)
+    return {
+      'tokens': np.zeros((*shape, width), np.int32),
+      'length': np.ones(shape, np.int32),
+      'slot': np.full(shape, slots.FAR),
+      'left': np.zeros(shape, np.int32),
+      'seen': np.full(shape, self.seen, np.int32),
+      'temperature': np.zeros(shape, np.float32),
+      'seed': np.zeros(shape, np.uint32),
+    }
+
+  def _enter(self, batch: dict[str, np.ndarray], run: int, row: int, index: int, slot: int) -> None:
+    request = self.requests[index]
+    rest = np.asarray(request.prompt, np.int32)[self.seen :]
+    batch['tokens'][run, row, : len(rest)] = rest
+    batch['length'][run, row] = len(rest)
+    batch['slot'][run, row] = slot
+    batch['left'][run, row] = request.max_new - 1
+    batch['temperature'][run, row] = request.temperature
+    batch['seed'][run, row] = request.seed
+    self.at[run][slot], self.ids[run][slot] = index, []
+
+  def _take(self, tokens: np.ndarray, slots: np.ndarray | None) -> None:
+    """Adds new tokens `[R,n,steps]` of these slots (None: of all) and ends what is finished."""
+    stop_ids = set(self.engine.stop_ids.tolist())
+    for run, rows in enumerate(tokens):
+      for row, new in enumerate(rows.tolist()):
+        slot = row if slots is None else int(slots[run, row])
+        index = self.at[run][slot] if slot < self.count else None
+        if index is None:
+          continue
+        ids, request = self.ids[run][slot], self.requests[index]
+        fresh = [token for token in new if token >= 0]
+        ended = bool(fresh) and fresh[-1] in stop_ids
+        ids += fresh[:-1] if ended else fresh
+        output = self._output(request, ids, ended)
+        if output is not None:
+          self.at[run][slot] = None
+          self.finish(run, index, output)
+
+  def _output(self, request: Request, ids: list[int], ended: bool) -> Output | None:
+    """What a request has come to; None if it is to go on."""
+    ids = ids[: request.max_new]
+    over = ended or len(ids) >= request.max_new
+    if not over and not request.stops and request.settled is None:
+      return None
+    text = self.engine.detokenize(request.prompt, ids)
+    found = [at for stop in request.stops if (at := text.find(stop)) >= 0]
+    if found:
+      return Output(text[: min(found)], tuple(ids), 'stop')
+    if over:
+      return Output(text, tuple(ids), 'end' if ended else 'length')
+    if request.settled is not None and request.settled(text):
+      return Output(text, tuple(ids), 'settled')
+    return None

@@ -1,0 +1,109 @@
+"""The compiled half of the generation engine: prompts into slots, and a few tokens for each slot.
+
+State of B slots: `token` (the last one, not yet run), `position` (its own), `left` (tokens still
+allowed; 0: free or ended), `seen` (tokens of the shared beginning), `temperature`, `seed`. The half
+on the host is `generation.py`. Dimension letters: see the legend in `models/decoder.py`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sft_jax.evals.model import over_runs
+from sft_jax.parallel.compile import exact_jit
+
+FAR = np.int32(2**30)  # a position, or slot, outside of every cache
+
+
+@functools.partial(
+  exact_jit, static_argnames=('model', 'runs', 'sampled'), donate_argnames=('cache', 'state')
+)
+def admit(model, params, cache, state, new, prefix, runs, sampled):
+  """Puts new prompts into slots; returns cache, state and the first token of each `[R?,n]`."""
+
+  def one(params, cache, state, new, prefix):
+    rows, width = new['tokens'].shape
+    ramp = jnp.arange(width)[None, :]
+    positions = new['seen'][:, None] + ramp
+    ends = new['seen'] + new['length']
+    lengths = jnp.broadcast_to(ends[:, None], positions.shape)
+    own = model.init_cache(rows, width)
+    hidden, own = model.decode(params, new['tokens'], positions, own, prefix, new['seen'], lengths)
+    last = jnp.take_along_axis(hidden, (new['length'] - 1)[:, None, None], axis=1)[:, 0]
+    token = _choose(model.logits(params, last), new, ends, sampled)
+    # Rows that only fill the batch up have a slot outside of the cache.
+    put = lambda whole, part: whole.at[:, new['slot'], :width].set(part, mode='drop')
+    cache = jax.tree.map(put, cache, own)
+    fresh = {
+      'token': token,
+      'position': ends,
+      'left': new['left'],
+      'seen': new['seen'],
+      'temperature': new['temperature'],
+      'seed': new['seed'],
+    }
+    place = lambda name: state[name].at[new['slot']].set(fresh[name], mode='drop')
+    return cache, {name: place(name) for name in state}, token
+
+  return over_runs(one, runs, 0, 1, 2, 3)(params, cache, state, new, prefix)
+
+
+@functools.partial(
+  exact_jit,
+  static_argnames=('model', 'runs', 'sampled', 'steps'),
+  donate_argnames=('cache', 'state'),
+)
+def advance(model, params, cache, state, alive, prefix, stop_ids, runs, sampled, steps):
+  """A few tokens for each living slot; returns cache, state and tokens `[R?,B,steps]`, -1: none."""
+
+  def one(params, cache, state, alive, prefix):
+    state = {**state, 'left': jnp.where(alive, state['left'], 0)}
+
+    def step_on(step, carry):
+      cache, state, out = carry
+      active = state['left'] > 0
+      # What is written for slots that have ended falls outside of the cache. (A loop that stops
+      # when all have ended would, with several runs, copy the caches at each step.)
+      position = jnp.where(active, state['position'], FAR)
+      hidden, cache = model.decode(
+        params,
+        state['token'][:, None],
+        position[:, None],
+        cache,
+        prefix,
+        state['seen'],
+        position[:, None] + 1,
+      )
+      after = state['position'] + 1
+      token = _choose(model.logits(params, hidden[:, 0]), state, after, sampled)
+      out = out.at[:, step].set(jnp.where(active, token, -1))
+      ended = (token[:, None] == stop_ids[None, :]).any(axis=-1)
+      state = {
+        **state,
+        'token': jnp.where(active, token, state['token']),
+        'position': jnp.where(active, after, state['position']),
+        'left': jnp.where(active & ~ended, state['left'] - 1, 0),
+      }
+      return cache, state, out
+
+    out = jnp.full((state['token'].shape[0], steps), -1, jnp.int32)
+    return jax.lax.fori_loop(0, steps, step_on, (cache, state, out))
+
+  return over_runs(one, runs, 0, 1, 2, 3)(params, cache, state, alive, prefix)
+
+
+def _choose(logits, request, position, sampled):
+  """`[B]` tokens: the likeliest, or drawn by Gumbel noise from the request's own seed."""
+  greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  if not sampled:
+    return greedy
+  temperature = request['temperature']
+
+  def noise(seed, position):
+    return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), logits.shape[-1:])
+
+  warm = jnp.maximum(temperature, 1e-6)[:, None]
+  drawn = jnp.argmax(logits / warm + jax.vmap(noise)(request['seed'], position), axis=-1)
+  return jnp.where(temperature > 0, drawn.astype(jnp.int32), greedy)
