@@ -16,8 +16,8 @@ from typing import Any
 
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets, hub_sets, readers
+from sft_jax.models import hf, source, wheel
 from sft_jax.models import hub as hub_models
-from sft_jax.models import source, wheel
 from sft_jax.models.config import ModelConfig
 from sft_jax.models.hf_dir import read_json
 from sft_jax.utils import hub, hub_download, log
@@ -119,10 +119,10 @@ def _hub_model(need: Need) -> Item:
   snapshot = hub_models.look_up(need.path)
   # A model we cannot run is refused before its weights come.
   config = hub_download.one_file(snapshot, 'config.json')
-  ModelConfig.from_hf(read_json(config), f'{snapshot}: config.json')
+  cfg = ModelConfig.from_hf(read_json(config), f'{snapshot}: config.json')
 
   def finish() -> pathlib.Path:
-    source.open_local(snapshot.directory, need.path)
+    hf.check_tensors(source.open_local(snapshot.directory, need.path), cfg)
     return snapshot.directory
 
   space = ((hub.cache(), snapshot.size - snapshot.size_held),)

@@ -32,6 +32,8 @@ class HubServer:
     cut: {file name: bytes of one answer after which the connection is closed}.
     stuck: {file name: byte of the file at which every connection is closed}.
     damaged: Names of files that arrive with one byte changed.
+    endless: Names of files that arrive without a length and go on for 100 MB.
+    endless_bytes: How much of that was sent.
     silent: Names of files, or repositories, about which nothing is answered for `pause` seconds.
     ignores_ranges: Always send whole files.
     delay: Seconds before each 16 KiB of a file.
@@ -47,6 +49,8 @@ class HubServer:
     self.cut: dict[str, int] = {}
     self.stuck: dict[str, int] = {}
     self.damaged: set[str] = set()
+    self.endless: set[str] = set()
+    self.endless_bytes = 0
     self.silent: set[str] = set()
     self.pause = 5.0
     self.ignores_ranges = False
@@ -222,6 +226,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send_response(status)
     for key, value in headers.items():
       self.send_header(key, value)
+    if file in hub.endless:
+      self.close_connection = True
+      self.send_header('Connection', 'close')
+      self.end_headers()
+      while hub.endless_bytes < 100_000_000:
+        hub.endless_bytes += self.wfile.write(bytes(65536))
+      return None
     self.send_header('Content-Length', str(size - start))
     self.end_headers()
     if self.command != 'GET':

@@ -109,6 +109,28 @@ def test_sharded_weights_as_the_index_names_them(server, tiny_files, model_files
   assert {f.name for f in hub_models.look_up('org/sharded').files} == {*plain, *extra}
 
 
+def test_one_file_of_weights_goes_before_an_index(server, model_files):
+  """As in a directory, and in transformers."""
+  index = json.dumps({'weight_map': {'a': 'part-1.safetensors'}}).encode()
+  both = {**model_files, 'model.safetensors.index.json': index, 'part-1.safetensors': b'old'}
+  server.add('model', 'org/both', both)
+  names = {f.name for f in hub_models.look_up('org/both').files}
+  assert names == {*model_files, 'model.safetensors.index.json'}
+
+
+def test_weights_of_another_model_are_found(server, tiny_files, model_files):
+  config = json.loads(model_files['config.json']) | {'intermediate_size': 100}
+  server.add('model', 'org/mixed', {**model_files, 'config.json': json.dumps(config).encode()})
+  refused(tiny_files, 'has shape [96, 64], the config says [100, 64]', model='org/mixed')
+
+
+def test_an_answer_without_an_end(server, tiny_files, monkeypatch):
+  """It is broken off as soon as it is longer than the file."""
+  server.endless.add('model.safetensors')
+  refused(tiny_files, 'arrived damaged', 'org/tiny: model.safetensors')
+  assert server.endless_bytes < 50_000_000
+
+
 def test_the_commit_is_pinned_for_runs_without_the_hub(
   server, tiny_files, model_files, monkeypatch
 ):
@@ -221,7 +243,8 @@ def test_more_that_goes_wrong(server, tiny_files, model_files, monkeypatch):
     tiny_files, 'has moved to org/tiny', '(org/old)', f'{server.url}/org/tiny', model='org/old'
   )
   refused(tiny_files, 'no such revision', '(org/tiny@nope)', model='org/tiny@nope')
-  refused(tiny_files, 'not a revision', model='org/tiny@../../x')
+  for revision in ('../../x', '/etc/x', 'a//b'):
+    refused(tiny_files, 'not a revision', model=f'org/tiny@{revision}')
   server.file_answers['tokenizer.json'] = (404, {'X-Error-Code': 'EntryNotFound'})
   refused(tiny_files, 'the hub has no such file', 'org/tiny: tokenizer.json')
   server.file_answers.clear()
@@ -253,6 +276,9 @@ def test_refused_before_the_weights_come(server, tiny_files, model_files, monkey
   pickled = {n: d for n, d in model_files.items() if not n.endswith('.safetensors')}
   server.add('model', 'org/pickled', {**pickled, 'pytorch_model.bin': b'x'})
   refused(tiny_files, 'no model.safetensors', 'pytorch_model.bin', model='org/pickled')
+  tokenless = {n: d for n, d in model_files.items() if not n.startswith('tokenizer')}
+  server.add('model', 'org/slow', {**tokenless, 'vocab.json': b'{}', 'merges.txt': b''})
+  refused(tiny_files, 'no tokenizer.json or tokenizer.model', 'save_pretrained', model='org/slow')
   monkeypatch.setattr(io, 'free_bytes', lambda _: 1000)
   refused(tiny_files, 'too little disk space', '1.0 kB are free', 'HF_HOME')
   assert not server.gets('model.safetensors') and not server.gets('pytorch_model.bin')
@@ -365,29 +391,49 @@ def test_many_processes_ask_once_for_each_file(server, model_files, tmp_path):
 
 
 CRASH = """
-import sys
+import os, signal, sys
 from sft_jax import main
-from sft_jax.utils import hub_download
+from sft_jax.utils import hub_download, log
 def crash(*_): raise RuntimeError('a defect')
-hub_download.download = crash
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+place, name, end = {
+  'crashed': (hub_download, 'download', crash),
+  'run-crashed': (log.Progress, 'update', crash),
+  'run-killed': (log.Progress, 'update', die),
+}[sys.argv.pop(1)]
+original, calls = getattr(place, name), []
+def called(*args):
+  calls.append(args)
+  return (end if place is hub_download or len(calls) > 2 else original)(*args)
+setattr(place, name, called)
 main.cli()
 """
 
 
-@pytest.mark.parametrize('end', ['refused', 'crashed'])
+@pytest.mark.parametrize('end', ['refused', 'crashed', 'run-crashed', 'run-killed'])
 def test_how_a_process_ends_and_that_it_shows_no_token(end, server, tiny_files, tmp_path):
-  args = command(tiny.config('org/tiny', tiny_files[1]), '--mode=fetch')
-  if end == 'crashed':
-    args = [sys.executable, '-c', CRASH, *args[3:]]
-  else:
+  """A fetch, or a run that has asked the hub, ends in the middle of its work."""
+  short = {'eval__tasks': '', 'data__heldout_share': 0.0, 'train__epochs': 1.0}
+  config = tiny.config('org/tiny', tiny_files[1], **short)
+  work = [f'--workdir={tmp_path}/w'] if end.startswith('run') else ['--mode=fetch']
+  args = command(config, *work)
+  if end == 'refused':
     server.answers['org/tiny'] = (403, GATED)
-  done = subprocess.run(args, env=environment(server, tmp_path / 'home'), timeout=100, **PIPES)
-  if end == 'crashed':
-    assert done.returncode == 1 and 'a defect' in done.stderr
   else:
+    args = [sys.executable, '-c', CRASH, end, *args[3:]]
+  done = subprocess.run(args, env=environment(server, tmp_path / 'home'), timeout=300, **PIPES)
+  sent = [value for _, _, headers in server.requests for value in headers.values()]
+  assert f'Bearer {CANARY}' in sent, 'the token was at hand'
+  if end == 'refused':
     assert done.returncode == 2 and not done.stdout
     line = f'error: the model is gated (org/tiny) — ask for access at {server.url}/org/tiny '
     assert done.stderr.startswith(line) and done.stderr.count('\n') == 1, done.stderr
+  elif end == 'run-killed':
+    assert done.returncode == -signal.SIGKILL, done.stderr
+  else:
+    assert done.returncode == 1 and 'a defect' in done.stderr
+  if end.startswith('run'):
+    assert len(tiny.read_jsonl(tmp_path / 'w' / 'metrics.jsonl')) >= 2, 'it was at work'
   assert CANARY not in done.stdout + done.stderr
   assert not [p for p in tmp_path.rglob('*') if p.is_file() and CANARY.encode() in p.read_bytes()]
 
@@ -418,6 +464,7 @@ def test_a_whole_run_without_a_network(server, tiny_files, tmp_path):
   commit = server.add('dataset', 'org/sums', files)
   env = environment(server, tmp_path / 'home')
   least = {'train__epochs': 0.25, 'eval__train_limit': 0, 'checkpoint__every_steps': 0}
+  least |= {'export__format': 'hf'}  # has a card
   config = tiny.config('org/tiny', 'hf:org/sums', train__snapshot_at='s1', **least)
   done = subprocess.run(command(config, '--mode=fetch'), env=env, timeout=100, **PIPES)
   assert done.returncode == 0, done.stderr
@@ -437,6 +484,7 @@ def test_a_whole_run_without_a_network(server, tiny_files, tmp_path):
   outputs = done.stdout + done.stderr
   held = [p for p in tmp_path.rglob('*') if p.is_file() and CANARY.encode() in p.read_bytes()]
   assert CANARY not in outputs and not held
+  assert 'base_model: "org/tiny"' in (tmp_path / 'w/export/hf/README.md').read_text()
 
 
 def _can_unshare() -> bool:

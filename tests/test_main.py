@@ -436,8 +436,12 @@ def test_sigterm_exits_3_and_the_same_command_ends_alike(full_run, tiny_files, t
   assert again.returncode == 0, again.stderr
   assert 'resuming after step' in again.stdout + again.stderr
   assert re.search(r'ppl-heldout-response +\d', again.stdout), again.stdout
-  for name in ('rows.jsonl', 'layers.jsonl'):
-    assert (tmp_path / 'w' / name).read_bytes() == (full_run / name).read_bytes()
+  # This process, which made the other run, has eight devices and so more threads, by which XLA
+  # divides some sums of an evaluation; `test_resume.py` compares equals, bit for bit.
+  rows, undisturbed = (tiny.read_jsonl(d / 'rows.jsonl') for d in (tmp_path / 'w', full_run))
+  near = lambda x: pytest.approx(x, rel=1e-6) if isinstance(x, float) else x
+  assert rows == [{name: near(x) for name, x in row.items()} for row in undisturbed]
+  assert (tmp_path / 'w' / 'layers.jsonl').read_bytes() == (full_run / 'layers.jsonl').read_bytes()
   assert said.count('\n') < 30 and 'WARNING' not in again.stderr, 'quiet logs'
 
 

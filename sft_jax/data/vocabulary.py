@@ -63,8 +63,11 @@ def need_eos(tokenizer: Any) -> None:
 
 
 def stop_ids(tokenizer: Any, template: str) -> tuple[int, ...]:
-  """Ids that end an answer: end of sequence, and the chat template's end-of-turn token."""
-  ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+  """Ids that end an answer: end of sequence, the chat template's end-of-turn token, and what the
+  model's own configs list (noted in the tokenizer by who loaded it)."""
+  ids = set(getattr(tokenizer, 'generation_stops', ()))
+  if tokenizer.eos_token_id is not None:
+    ids.add(int(tokenizer.eos_token_id))
   if template == 'chat':
     ids.add(int(tokenizer.convert_tokens_to_ids(ChatRenderer(tokenizer).stop)))
   return tuple(sorted(ids))

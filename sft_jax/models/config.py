@@ -1,6 +1,7 @@
 """`ModelConfig`: shape and switches of a decoder, read from a raw `config.json`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,6 +134,14 @@ def _architecture(raw: Mapping[str, Any], where: str) -> str:
       where,
       f'supported: {", ".join(sorted(families.FAMILIES))}',
     )
+  # transformers goes by this one, and what it then computes may be another architecture.
+  kind, wanted = raw.get('model_type'), known[0].removesuffix('ForCausalLM').lower()
+  if kind is not None and str(kind).removesuffix('_text') != wanted:
+    raise UserError(
+      f'two families match: architecture {known[0]} and model_type {kind!r}',
+      where,
+      f'the model_type of {known[0]} is {wanted!r}: {_RESTORE}',
+    )
   return known[0]
 
 
@@ -176,14 +185,16 @@ def _fields(
 
   def positive(key: str) -> float | None:
     value = known.get(key)
-    if value is not None and not float(value) > 0:
+    if value is not None and not 0 < float(value) < math.inf:
       raise UserError(f'{key}={value!r} is impossible', where, _RESTORE)
     return None if value is None else float(value)
 
+  if (eps := positive('rms_norm_eps')) is None:
+    raise TypeError('rms_norm_eps is missing')
   scalar = positive('query_pre_attn_scalar') or sizes['head_dim']
   bias = bool(known.get('attention_bias'))
   fields = {
-    'norm_eps': float(known['rms_norm_eps']),
+    'norm_eps': eps,
     'tie_embeddings': bool(known['tie_word_embeddings']),
     'qkv_bias': bias,
     'o_bias': bias,
@@ -209,8 +220,8 @@ def _windows(
   if kind == '' or not size or not known.get('use_sliding_window', True):
     return (0,) * layers
   if types is None:
-    period = int(known.get('sliding_window_pattern') or 2)
-    first = int(known.get('max_window_layers') or 0)
+    period = int(known.get('sliding_window_pattern', 2))
+    first = int(known.get('max_window_layers', 0))
     slides = {
       'all': lambda i: True,
       'tail': lambda i: i >= first,

@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from sft_jax.models import families, hf, hf_dir, source
+from sft_jax.models import tokenizer as tokenizer_lib
 from sft_jax.models.config import ModelConfig
 from sft_jax.models.rows import Row
 from sft_jax.utils import io, trees
@@ -82,7 +82,9 @@ def export_hf(
         directory / hf_dir.INDEX,
         {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': index},
       )
-    write_json(directory / 'config.json', {**ckpt.config, 'torch_dtype': dtype, 'dtype': dtype})
+    config = {**ckpt.config, 'torch_dtype': dtype, 'dtype': dtype}
+    config.pop('auto_map', None)  # code, which is not there
+    write_json(directory / 'config.json', config)
     write_tokenizer(directory, ckpt)
     write_json(directory / 'generation_config.json', _generation_config(ckpt, stop_ids))
     facts = {'library_name': 'transformers', 'pipeline_tag': 'text-generation'}
@@ -180,34 +182,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_tokenizer(directory: Path, ckpt: source.Checkpoint) -> None:
-  """The source's tokenizer files verbatim, or its rebuilt tokenizer saved; the chat template."""
-  files = ckpt.tokenizer_files()
-  for file in files:
-    shutil.copyfile(file, directory / file.name)
-  tokenizer = ckpt.tokenizer()
-  if not files:
-    tokenizer.save_pretrained(str(directory))
-    # The class name transformers 4 and 5 both know, and which keeps tokenizer.json as it is.
-    config = hf_dir.read_json(directory / 'tokenizer_config.json')
-    config['tokenizer_class'] = 'PreTrainedTokenizerFast'
-    write_json(directory / 'tokenizer_config.json', config)
-  template = directory / 'chat_template.jinja'
-  if isinstance(tokenizer.chat_template, str) and not template.exists():
-    template.write_text(tokenizer.chat_template, encoding='utf-8')
+  """The source's tokenizer with its chat template; see `tokenizer.save`."""
+  tokenizer_lib.save(ckpt.tokenizer(), ckpt.tokenizer_files(), directory)
 
 
 def _generation_config(ckpt: source.Checkpoint, stop_ids: Sequence[int]) -> dict[str, Any]:
   """The source's, with every id that ends a generation: its own, the tokenizer's, `stop_ids`."""
-  stops: list[int] = []
-  for value in (
-    ckpt.generation_config.get('eos_token_id'),
-    ckpt.config.get('eos_token_id'),
-    ckpt.tokenizer().eos_token_id,
-    list(stop_ids),
-  ):
-    for one in value if isinstance(value, list) else [value]:
-      if one is not None and int(one) not in stops:
-        stops.append(int(one))
+  own = tokenizer_lib.model_stops(ckpt.generation_config, ckpt.config, ckpt.name)
+  eos = ckpt.tokenizer().eos_token_id
+  stops = list(dict.fromkeys([*own, *([] if eos is None else [int(eos)]), *map(int, stop_ids)]))
   config = dict(ckpt.generation_config)
   for key in ('bos_token_id', 'pad_token_id'):
     if ckpt.config.get(key) is not None:

@@ -5,6 +5,7 @@ those of Hugging Face. Training writes no GGUF.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ _LAYER = {
   'ffn_down': 'mlp.down_proj',
 }
 _PLAIN = ('F32', 'F16', 'BF16')
+# Metadata that change what is computed, and those of them that we read. Source of all names:
+# llama.cpp gguf-py/gguf/constants.py
+_SWITCHES = r'(attention|rope)\..*|.*_(scale|softcapping)|use_parallel_residual'
+_READ = (
+  r'attention\.(head_count(_kv)?|key_length|value_length|layer_norm(_rms)?_epsilon|causal)'
+  r'|rope\.(dimension_count|freq_base|scaling\.(type|factor|original_context_length|finetuned))'
+)
 # What llama.cpp divides the rotary frequencies of Llama 3.1 and later by.
 _ROPE_FACTORS = 'rope_freqs.weight'
 
@@ -54,6 +62,9 @@ class GgufCheckpoint(source.Checkpoint):
       for key in ('bos_token_id', 'eos_token_id', 'pad_token_id')
       if key in self.config
     }
+    if type(turn := self._contents.metadata.get('tokenizer.ggml.eot_token_id')) is int:
+      eos = self.config.get('eos_token_id', turn)
+      self.generation_config['eos_token_id'] = eos if eos == turn else [eos, turn]
     self.license = str(self._contents.metadata.get('general.license', ''))
     self._entries: dict[str, gguf_format.Entry] = {}
     for raw, entry in self._contents.tensors.items():
@@ -103,12 +114,13 @@ class GgufCheckpoint(source.Checkpoint):
     return 0
 
   def tokenizer(self) -> Any:
-    from sft_jax.models import tokenizer_gguf
+    from sft_jax.models import tokenizer, tokenizer_gguf
 
     if self._tokenizer is None:
-      self._tokenizer = tokenizer_gguf.from_gguf(
-        self._contents.metadata, self.config, str(self.files[0])
-      )
+      where = str(self.files[0])
+      made = tokenizer_gguf.from_gguf(self._contents.metadata, self.config, where)
+      tokenizer.know_stops(made, self.generation_config, self.config, where)
+      self._tokenizer = made
     return self._tokenizer
 
 
@@ -146,6 +158,8 @@ def _hf_config(contents: gguf_format.Contents, path: Path) -> dict[str, Any]:
       str(path),
       f'GGUF architectures supported: {", ".join(ARCHITECTURES)}',
     )
+
+  _refuse_uncomputed(metadata, str(kind), path)
 
   def get(key: str, types: type | tuple[type, ...], default: Any = None) -> Any:
     value = metadata.get(f'{kind}.{key}', default)
@@ -205,6 +219,17 @@ def _hf_config(contents: gguf_format.Contents, path: Path) -> dict[str, Any]:
     if type(token) is int:
       config[f'{ours}_token_id'] = token
   return config
+
+
+def _refuse_uncomputed(metadata: Mapping[str, Any], kind: str, path: Path) -> None:
+  for key, value in metadata.items():
+    name = key.removeprefix(f'{kind}.')
+    if name != key and re.fullmatch(_SWITCHES, name) and not re.fullmatch(_READ, name):
+      raise UserError(
+        f'GGUF key {key}={value!r} is not implemented',
+        str(path),
+        'give the Hugging Face directory of the model',
+      )
 
 
 def _llama3_scaling(

@@ -81,12 +81,11 @@ class HfCheckpoint(source.Checkpoint):
 
   def _shards(self) -> dict[Path, set[str] | None]:
     """Weight files, each with the tensors the index places there (None without an index)."""
-    index = self._file(INDEX)
-    if index is None:
-      single = self._file('model.safetensors')
-      if single is None:
-        self._explain_missing('model.safetensors')
+    single, index = self._file('model.safetensors'), self._file(INDEX)
+    if single is not None:  # before any index, as in transformers
       return {single: None}
+    if index is None:
+      self._explain_missing('model.safetensors')
     weight_map = read_json(index).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
       raise UserError('weight_map is missing', str(index), 'download the index again')

@@ -9,6 +9,7 @@ from sft_jax.utils.errors import UserError
 
 # Weights in a safe format, tokenizer files, the card (for its licence): nothing pickled, no code.
 PATTERNS = ('*.safetensors', '*.json', '*.model', '*.jinja', 'merges.txt', 'README.md')
+_TOKENIZERS = ('tokenizer.json', 'tokenizer.model')
 
 
 def look_up(spec: str) -> hub.Snapshot:
@@ -45,12 +46,12 @@ def chosen(snapshot: hub.Snapshot) -> hub.Snapshot:
   """The snapshot with the files that `hf_dir` reads.
 
   Many repositories hold their weights twice or more (consolidated.safetensors, folders of other
-  formats): of those, the ones that the index names.
+  formats): of those, model.safetensors or else the ones that the index names.
   """
   names = [f.name for f in snapshot.files]
   wanted = {n for n in names if any(fnmatch.fnmatch(n, p) for p in PATTERNS) and '/' not in n}
   shards = {'model.safetensors'}
-  if hf_dir.INDEX in wanted:
+  if hf_dir.INDEX in wanted and not shards & wanted:  # as `hf_dir` chooses
     index = hf_dir.read_json(hub_download.one_file(snapshot, hf_dir.INDEX)).get('weight_map')
     shards = {str(file) for file in index.values()} if isinstance(index, dict) else shards
   if lacking := sorted({'config.json', *shards} - wanted):
@@ -60,6 +61,13 @@ def chosen(snapshot: hub.Snapshot) -> hub.Snapshot:
       str(snapshot),
       'choose one with config.json and safetensors weights, which are safe to load; a .gguf file '
       f'can be given by its path (weights there: {", ".join(weights[:4]) or "none"})',
+    )
+  if not wanted & set(_TOKENIZERS):
+    raise UserError(
+      f'the repository has no {" or ".join(_TOKENIZERS)}',
+      str(snapshot),
+      'make a directory of it with a tokenizer.json, which transformers makes of most kinds: '
+      'AutoTokenizer.from_pretrained(…).save_pretrained(…)',
     )
   wanted -= {n for n in wanted if n.endswith('.safetensors')} - shards
   return snapshot.only(sorted(wanted))

@@ -26,6 +26,15 @@ _PLAIN = {
   'trainable_token_indices': (None,),
   'target_parameters': (None, []),
   'layer_replication': (None,),
+  # Other ways to compute with the same factors.
+  'alora_invocation_tokens': (None, []),
+  'arrow_config': (None,),
+  'kasa_config': (None,),
+  'monteclora_config': (None,),
+  'use_bdlora': (None, False),
+  'use_qalora': (None, False),
+  # The rest of these (pissa, olora, corda, loftq, …) change the base that the factors go with.
+  'init_lora_weights': (None, True, False, 'gaussian', 'eva', 'orthogonal'),
 }
 
 
@@ -281,7 +290,10 @@ def _factors(
             str(file),
             'the adapter is of another base model or rank',
           )
-        into[...] = tensors[name].astype(np.float32).T
+        value = tensors[name].astype(np.float32)
+        if not np.isfinite(value).all():
+          raise UserError(f'tensor {name} holds NaN or infinity', str(file), 'train it again')
+        into[...] = value.T
     used |= present
     b *= scaling.relative(stored.name)
     for module, (start, length) in stored.modules.items():

@@ -85,15 +85,15 @@ def parse(entry: Mapping[str, Any], width: int, max_positions: int, where: str) 
       f'rope_type={kind!r} is not implemented', where, f'supported: {", ".join(KINDS)}'
     )
   needed, optional = KINDS[kind], _OPTIONAL.get(kind, ())
-  # A default rope ignores the numbers of other kinds, as transformers does.
   known = {*needed, *optional, *_ALWAYS}
-  for key, value in entry.items():
-    if kind != 'default' and key not in known and value is not None:
-      raise UserError(
-        f'{key}={value!r} of rope_type={kind!r} is not implemented',
-        where,
-        f'supported keys: {", ".join(sorted(known))}',
-      )
+  stray = [key for key, value in entry.items() if key not in known and value is not None]
+  # One that is called the default ignores the numbers of other kinds, as in transformers.
+  if stray and kind != 'default':
+    raise UserError(
+      f'{stray[0]}={entry[stray[0]]!r} of rope_type={kind!r} is not implemented',
+      where,
+      f'supported keys: {", ".join(sorted(known))}',
+    )
   settings = {key: entry[key] for key in (*needed, *optional) if entry.get(key) is not None}
   if kind in ('llama3', 'yarn', 'longrope'):
     settings.setdefault('original_max_position_embeddings', max_positions)
@@ -104,11 +104,18 @@ def parse(entry: Mapping[str, Any], width: int, max_positions: int, where: str) 
     theta = float(entry['rope_theta'])
     numbers = {key: _number(value) for key, value in settings.items()}
     missing = [key for key in needed if key not in numbers]
+    if not {'rope_type', 'type'} & entry.keys() and {*stray} - {'original_max_position_embeddings'}:
+      missing = ['rope_type']
     lists = [numbers[key] for key in ('short_factor', 'long_factor') if key in numbers]
     good = theta > 0 and width > 0 and width % 2 == 0
     good &= all(isinstance(value, tuple) and len(value) == width // 2 for value in lists)
-    good &= numbers.get('factor', 1) > 0 and numbers.get('original_max_position_embeddings', 1) > 0
-    good &= numbers.get('high_freq_factor', 2) > numbers.get('low_freq_factor', 1)
+    good &= all(0 <= n < math.inf for value in (theta, *numbers.values()) for n in _each(value))
+    good &= all(n > 0 for value in lists for n in value)
+    positive = ('factor', 'original_max_position_embeddings', 'low_freq_factor')
+    good &= all(numbers.get(name, 1) > 0 for name in positive)
+    good &= numbers.get('high_freq_factor', math.inf) > numbers.get('low_freq_factor', 1)
+    # Where a formula would divide by zero.
+    good &= (kind != 'yarn' or theta > 1) and (kind != 'dynamic' or width > 2)
   except (KeyError, TypeError, ValueError):
     missing, good = [], False
   if missing or not good:
@@ -123,6 +130,10 @@ def _number(value: Any) -> Any:
   if isinstance(value, (list, tuple)):
     return tuple(float(item) for item in value)
   return value if isinstance(value, bool) else float(value)
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+  return value if isinstance(value, tuple) else (value,)
 
 
 def tables(

@@ -8,7 +8,7 @@ letter.
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ _SETTINGS = (
   'added_tokens.json',
   'chat_template.jinja',
 )
+# The class that takes tokenizer.json as it is, under the name that transformers 4 and 5 both know.
+_PLAIN_CLASS = 'PreTrainedTokenizerFast'
 
 
 def from_directory(directory: Path, config: Mapping[str, Any]) -> Any:
@@ -35,7 +37,7 @@ def from_directory(directory: Path, config: Mapping[str, Any]) -> Any:
     config: The model's raw config.
 
   Returns:
-    A `transformers.PreTrainedTokenizerFast` that decodes without tidying spaces.
+    A `transformers.PreTrainedTokenizerFast` that decodes without tidying spaces. See `know_stops`.
 
   Raises:
     UserError: no tokenizer of these kinds, a damaged one, or one larger than the model's
@@ -44,9 +46,7 @@ def from_directory(directory: Path, config: Mapping[str, Any]) -> Any:
   where = str(directory)
   if (directory / 'tokenizer.json').exists():
     tokenizer = _load(directory, where)
-    settings = _settings(directory)
-    # Looked at only then, since the file is large.
-    if settings.get('add_bos_token') and not _has_post_processor(directory / 'tokenizer.json'):
+    if _puts_bos_by_setting(directory):
       tokenizer.add_bos_token = True
   elif (directory / 'tokenizer.model').exists():
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,8 +60,11 @@ def from_directory(directory: Path, config: Mapping[str, Any]) -> Any:
       'copy it there; transformers makes a tokenizer.json of most other kinds: '
       'AutoTokenizer.from_pretrained(…).save_pretrained(…)',
     )
+  path = directory / 'generation_config.json'
+  stops = know_stops(tokenizer, hf_dir.read_json(path) if path.exists() else {}, config, where)
   if tokenizer.eos_token is None:
-    tokenizer.eos_token = _model_eos(tokenizer, directory, config)
+    named = (tokenizer.convert_ids_to_tokens(index) for index in stops)
+    tokenizer.eos_token = next(filter(None, named), None)
   tokenizer.clean_up_tokenization_spaces = False
   check_vocabulary(tokenizer, config, where)
   return tokenizer
@@ -87,20 +90,48 @@ def _settings(directory: Path) -> dict[str, Any]:
   return hf_dir.read_json(path) if path.exists() else {}
 
 
-def _has_post_processor(path: Path) -> bool:
-  return hf_dir.read_json(path).get('post_processor') is not None
+def _puts_bos_by_setting(directory: Path) -> bool:
+  """Whether `add_bos_token` counts, because tokenizer.json does not say what is put first."""
+  # Looked at only then, since the file is large.
+  return bool(_settings(directory).get('add_bos_token')) and (
+    hf_dir.read_json(directory / 'tokenizer.json').get('post_processor') is None
+  )
 
 
-def _model_eos(tokenizer: Any, directory: Path, config: Mapping[str, Any]) -> str | None:
-  """The end of sequence that the model's own configs name."""
-  path = directory / 'generation_config.json'
-  generation = hf_dir.read_json(path) if path.exists() else {}
-  for named in (generation.get('eos_token_id'), config.get('eos_token_id')):
-    index = named[0] if isinstance(named, list) and named else named
-    if type(index) is int and index >= 0:
-      token: str | None = tokenizer.convert_ids_to_tokens(index)
-      return token
-  return None
+def know_stops(
+  tokenizer: Any, generation: Mapping[str, Any], config: Mapping[str, Any], where: str
+) -> tuple[int, ...]:
+  """Notes in the tokenizer which ids end a generation; `data.vocabulary.stop_ids` reads that.
+
+  Model and tokenizer often name one end of sequence, and generation_config.json a list.
+
+  Raises:
+    UserError: an `eos_token_id` that is neither an id nor a list of ids.
+  """
+  tokenizer.generation_stops = model_stops(generation, config, where)
+  stops: tuple[int, ...] = tokenizer.generation_stops
+  return stops
+
+
+def model_stops(
+  generation: Mapping[str, Any], config: Mapping[str, Any], where: str
+) -> tuple[int, ...]:
+  """Ids at which a model stops by its own configs, those of the generation config first.
+
+  Raises:
+    UserError: see `know_stops`.
+  """
+  stops: dict[int, None] = {}
+  for source in (generation, config):
+    named = source.get('eos_token_id')
+    for index in named if isinstance(named, list) else [named]:
+      if type(index) is int and index >= 0:
+        stops[index] = None
+      elif index not in (None, -1):  # -1: no token
+        raise UserError(
+          f'eos_token_id={named!r} is no token', where, 'restore the original configs'
+        )
+  return tuple(stops)
 
 
 def _convert_pieces(directory: Path, into: Path) -> None:
@@ -129,10 +160,12 @@ def _convert_pieces(directory: Path, into: Path) -> None:
 
 def _check_added(tokenizer: Any, directory: Path) -> None:
   """Refuses added tokens that did not get the ids which the files give them."""
-  added = directory / 'added_tokens.json'
-  stated = dict(hf_dir.read_json(added)) if added.exists() else {}
-  for index, token in _settings(directory).get('added_tokens_decoder', {}).items():
-    stated[token['content'] if isinstance(token, dict) else str(token)] = int(index)
+  try:
+    stated = dict(_added(directory))
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(
+      f'malformed added tokens: {e}', str(directory), 'download the tokenizer files again'
+    ) from e
   for token, index in stated.items():
     if (found := tokenizer.convert_tokens_to_ids(token)) != index:
       raise UserError(
@@ -140,6 +173,44 @@ def _check_added(tokenizer: Any, directory: Path) -> None:
         str(directory),
         'copy tokenizer.json of the model there',
       )
+
+
+def _added(directory: Path) -> Iterator[tuple[str, int]]:
+  """(token, id) of what the files of a directory add to its tokenizer."""
+  added = directory / 'added_tokens.json'
+  yield from (hf_dir.read_json(added) if added.exists() else {}).items()
+  for index, token in (_settings(directory).get('added_tokens_decoder') or {}).items():
+    yield token['content'] if isinstance(token, dict) else str(token), int(index)
+
+
+def save(tokenizer: Any, files: Sequence[Path], directory: Path) -> None:
+  """Writes a tokenizer of which `AutoTokenizer` makes the same ids as we do.
+
+  Files of the source stay as they are but for two things: a tokenizer.json is added where there is
+  none, and tokenizer_config.json names the class that takes it as it is. Other classes are rebuilt
+  by rules of their own, and need `sentencepiece` where there is no tokenizer.json.
+
+  Args:
+    tokenizer: From `from_directory` or `tokenizer_gguf.from_gguf`.
+    files: The files of the source that belong to it; () where it has none.
+    directory: Where they are written.
+  """
+  for file in files:
+    shutil.copyfile(file, directory / file.name)
+  if not files:
+    tokenizer.save_pretrained(str(directory))
+  if not (directory / 'tokenizer.json').exists() or _puts_bos_by_setting(directory):
+    tokenizer.backend_tokenizer.save(str(directory / 'tokenizer.json'))
+  settings = {**_settings(directory), 'tokenizer_class': _PLAIN_CLASS}
+  settings.pop('auto_map', None)  # code, which is not there
+  for name in ('bos_token', 'eos_token', 'unk_token', 'pad_token'):
+    if not settings.get(name) and (token := getattr(tokenizer, name)) is not None:
+      settings[name] = token
+  text = json.dumps(settings, indent=2, ensure_ascii=False) + '\n'
+  (directory / 'tokenizer_config.json').write_text(text, encoding='utf-8')
+  template = directory / 'chat_template.jinja'
+  if isinstance(tokenizer.chat_template, str) and not template.exists():
+    template.write_text(tokenizer.chat_template, encoding='utf-8')
 
 
 def put_first(backend: Any, token: str, index: int) -> None:

@@ -145,7 +145,7 @@ def look_up(kind: str, repo: str, revision: str = 'main', tries: int = TRIES) ->
   from huggingface_hub import constants
 
   asked = Snapshot(kind, repo, revision, '')
-  if '..' in revision.split('/'):
+  if not _inside(revision):
     raise UserError('not a revision', str(asked), 'write a branch, a tag or a commit')
 
   def ask() -> Any:
@@ -176,6 +176,11 @@ def look_up(kind: str, repo: str, revision: str = 'main', tries: int = TRIES) ->
   return dataclasses.replace(asked, commit=info.sha, files=files)
 
 
+def _inside(revision: str) -> bool:
+  """Whether a revision, as the path of a note of ours, stays in its directory."""
+  return not {'', '.', '..'} & {*revision.split('/')}
+
+
 def _checked_file(asked: Snapshot, sibling: Any) -> File:
   """What a server says becomes paths on this machine: nothing may leave its directory."""
   name, size = sibling.rfilename, sibling.size
@@ -194,7 +199,7 @@ def resolve(kind: str, repo: str, revision: str = 'main') -> Snapshot | None:
   """
   kept = revision if _COMMIT.fullmatch(revision) else ''
   reference = _storage(kind, repo) / 'refs' / revision
-  if not kept and '..' not in revision.split('/') and reference.is_file():
+  if not kept and _inside(revision) and reference.is_file():
     kept = reference.read_text().strip()
   mine = Snapshot(kind, repo, revision, kept) if _COMMIT.fullmatch(kept) else None
   if offline():

@@ -175,7 +175,7 @@ def _stream(snapshot: Snapshot, file: File, start: int, where: str, stop: thread
     with open(snapshot.partial(file), 'ab' if resumed else 'wb') as out:
       for chunk in response.iter_bytes():
         out.write(chunk)
-        if stop.is_set():
+        if stop.is_set() or out.tell() > file.size:  # without a length an answer may have no end
           return
 
 

@@ -338,6 +338,8 @@ def test_vocabulary(plain, with_bos, chatml):
   assert stop_ids(chatml, 'chat') == (chatml.convert_tokens_to_ids('<|im_end|>'),)
   other = conftest.build_tokenizer(template=conftest.CHATML, eos='</s>')
   assert stop_ids(other, 'chat') == (1, 3) and stop_ids(other, 'study') == (1,)
+  other.generation_stops = (7, 1)  # as who loads a model's tokenizer notes them
+  assert stop_ids(other, 'chat') == (1, 3, 7) and stop_ids(other, 'study') == (1, 7)
 
 
 @pytest.mark.parametrize(

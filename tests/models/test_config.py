@@ -170,6 +170,15 @@ def test_defaults_are_those_of_transformers():
     assert bare == full, architecture
 
 
+def test_kinds_of_model_are_those_of_transformers():
+  """A config that names another is refused."""
+  transformers = pytest.importorskip('transformers')
+  for kind, _ in zoo.VARIANTS.values():
+    model_type = getattr(transformers, kind).model_type
+    family = kind.removesuffix('Config').removesuffix('Text')
+    assert read(family, TINY | {'model_type': model_type}).architecture == f'{family}ForCausalLM'
+
+
 TINY = {
   'hidden_size': 64,
   'intermediate_size': 96,
@@ -206,6 +215,26 @@ TINY = {
     ('Llama', {'architectures': ['LlamaForCausalLM', 'Qwen2ForCausalLM']}, 'two architectures'),
     ('Llama', {'architectures': ['XForCausalLM'], 'auto_map': {'AutoModel': 'm.X'}},
      'needs code of its own'),
+    ('Llama', {'model_type': 'mistral'}, "architecture LlamaForCausalLM and model_type 'mistral'"),
+    ('Llama', {'model_type': 'own', 'auto_map': {'AutoModel': 'm.X'}}, "model_type 'own'"),
+    ('Llama', {'rope_scaling': {'factor': 4.0}}, 'lacks rope_type'),
+    ('Qwen2', {'rope_parameters': {'full_attention': {'rope_type': 'yarn', 'factor': 4.0}}},
+     'lacks rope_type'),
+    ('Llama', {'rope_theta': float('inf')}, 'malformed rope entry'),
+    ('Llama', {'rope_scaling': {'type': 'linear', 'factor': float('nan')}}, 'malformed rope entry'),
+    ('Llama', {'rope_scaling': {'type': 'llama3', 'factor': 8.0, 'low_freq_factor': 0.0,
+                                'high_freq_factor': 4.0}}, 'malformed rope entry'),
+    ('Llama', {'rope_scaling': {'type': 'yarn', 'factor': 2.0, 'beta_slow': -1.0}},
+     'malformed rope entry'),
+    ('Llama', {'rope_theta': 1, 'rope_scaling': {'type': 'yarn', 'factor': 2.0}},
+     'malformed rope entry'),
+    ('Phi3', {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0] * 8,
+                               'long_factor': [0.0] * 8}}, 'malformed rope entry'),
+    ('Llama', {'rms_norm_eps': float('nan')}, 'rms_norm_eps=nan'),
+    ('Llama', {'rms_norm_eps': None}, 'rms_norm_eps is missing'),
+    ('Granite', {'attention_multiplier': float('inf')}, 'attention_multiplier=inf'),
+    ('Gemma3', {'sliding_window_pattern': 0}, 'malformed value'),
+    ('Gemma3', {'sliding_window_pattern': None}, 'malformed value'),
     ('Gemma2', {'hidden_activation': 'relu'}, "hidden_activation='relu'"),
     ('Gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
     ('Gemma2', {'final_logit_softcapping': -1.0}, 'final_logit_softcapping=-1.0'),

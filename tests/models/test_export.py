@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sft_jax.data.tokenize import stop_ids
 from sft_jax.models import decoder, export, families, hf, hub, lora, peft, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils import process, trees
 from sft_jax.utils.errors import UserError
 from tests.models.conftest import make_mesh, one_device_mesh
+from tests.models.test_sentencepiece_model import directory_of
 
 ALPHA, RANK = 16.0, 4
 CARD = {'datasets': ['tatsu-lab/alpaca'], 'license': 'mit', 'learning rate': 1e-4, 'a|b': 'c|d'}
@@ -108,6 +110,47 @@ def test_exported_model_reloads_in_transformers(fixture, max_shard_bytes, reques
   # What we exported, we read again to the bit.
   _, _, again = open_model(out)
   jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize('fixture', ['tiny_llama_dir', 'tiny_pieces_dir'])
+def test_exports_keep_tokenizer_and_stops(fixture, request, tmp_path):
+  """Of tokenizer.model alone as well, for whoever has no `sentencepiece`."""
+  import transformers
+
+  directory = request.getfixturevalue(fixture)
+  ckpt, cfg, params = open_model(directory)
+  ours, text = ckpt.tokenizer(), 'ab  the\n 7</s>abc'
+  assert stop_ids(ours, 'study') == (1, 2)
+  export.export_hf(tmp_path / 'hf', cfg, params, ckpt)
+  peft.export_peft(tmp_path / 'peft', cfg, an_adapter(cfg), RANK, ALPHA, ckpt=ckpt)
+  for name in ('hf', 'peft'):
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+    assert theirs(text).input_ids == ours(text).input_ids
+    assert theirs.special_tokens_map == ours.special_tokens_map
+  again = source.resolve(str(tmp_path / 'hf'))
+  assert stop_ids(again.tokenizer(), 'study') == (1, 2)
+  assert again.tokenizer()(text).input_ids == ours(text).input_ids
+  assert again.generation_config['eos_token_id'] == [1, 2]
+
+
+@pytest.fixture
+def tiny_pieces_dir(tiny_copy):
+  """The tiny Llama with a tokenizer of SentencePiece alone."""
+  for path in [*tiny_copy.glob('tokenizer*'), tiny_copy / 'chat_template.jinja']:
+    path.unlink()
+  directory_of(tiny_copy, {'tokenizer_class': 'LlamaTokenizer', 'legacy': True})
+  return tiny_copy
+
+
+def test_no_export_asks_for_code(tiny_copy, tmp_path):
+  """The base's own code is not exported, so nothing may point to it."""
+  for name in ('config.json', 'tokenizer_config.json'):
+    path = tiny_copy / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'auto_map': {'AutoModel': 'x.Y'}}))
+  ckpt, cfg, params = open_model(tiny_copy)
+  export.export_hf(tmp_path / 'out', cfg, params, ckpt)
+  for name in ('config.json', 'tokenizer_config.json'):
+    assert 'auto_map' not in json.loads((tmp_path / 'out' / name).read_text())
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
@@ -303,10 +346,22 @@ def edit_config(directory, **changes):
   path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def ruin(path):
+  from safetensors.numpy import load_file, save_file
+
+  tensors = load_file(path)
+  next(iter(tensors.values()))[0, 0] = np.nan
+  save_file(tensors, path, metadata={'format': 'pt'})
+
+
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
     (lambda d: edit_config(d, use_dora=True), 'use_dora=True is not implemented'),
+    (lambda d: edit_config(d, init_lora_weights='pissa_niter_4'), "init_lora_weights='pissa_niter"),
+    (lambda d: edit_config(d, alora_invocation_tokens=[1]), r'alora_invocation_tokens=\[1\]'),
+    (lambda d: edit_config(d, use_qalora=True), 'use_qalora=True'),
+    (lambda d: ruin(d / 'adapter_model.safetensors'), 'holds NaN or infinity'),
     (lambda d: edit_config(d, peft_type='IA3'), "adapter of type 'IA3'"),
     (lambda d: edit_config(d, r='many'), 'malformed field'),
     (lambda d: edit_config(d, r=RANK + 1), 'has shape .* not '),

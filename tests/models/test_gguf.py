@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from sft_jax.data.tokenize import stop_ids
 from sft_jax.models import families, gguf_format, hf, rope, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils import trees
@@ -72,6 +73,14 @@ def test_tied_head(tiny_tied_dir, tmp_path):
   assert 'lm_head.weight' not in ckpt.tensors
 
 
+@pytest.mark.parametrize(('turn', 'stops'), [(None, (1,)), (1, (1,)), (2, (1, 2))])
+def test_the_end_of_a_turn_stops_a_generation(turn, stops, tiny_llama_dir, tmp_path):
+  extra = None if turn is None else lambda w: w.add_eot_token_id(turn)
+  ckpt = source.resolve(str(write_gguf(tmp_path / 'tiny.gguf', tiny_llama_dir, extra=extra)))
+  assert stop_ids(ckpt.tokenizer(), 'study') == stops
+  assert ckpt.generation_config['eos_token_id'] == (list(stops) if len(stops) > 1 else stops[0])
+
+
 def test_metadata_is_what_the_gguf_package_reads(tiny_gguf):
   gguf = pytest.importorskip('gguf')
   reader = gguf.GGUFReader(tiny_gguf)
@@ -94,6 +103,10 @@ def test_metadata_is_what_the_gguf_package_reads(tiny_gguf):
       lambda w: w.add_tensor('rope_freqs.weight', np.full(8, 3, np.float32)),
       'not those of Llama 3.1 or 3.2',
     ),
+    (lambda w: w.add_attention_scale(0.5), r'llama\.attention\.scale=0\.5 is not implemented'),
+    (lambda w: w.add_sliding_window(8), 'attention.sliding_window=8'),
+    (lambda w: w.add_final_logit_softcapping(30.0), 'final_logit_softcapping=30'),
+    (lambda w: w.add_rope_scaling_yarn_beta_fast(16.0), 'rope.scaling.yarn_beta_fast=16'),
     (lambda w: w.add_tensor('blk.0.extra.weight', np.ones(8, np.float32)), 'unknown tensor'),
     (lambda w: w.add_tensor('output.bias', np.ones(8, np.float32)), 'unknown tensor'),
   ],

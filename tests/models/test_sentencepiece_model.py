@@ -176,6 +176,78 @@ def test_special_tokens_map_names_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'added',
+  [
+    {'tokenizer_config.json': {'added_tokens_decoder': {'x': {'content': 'a'}}}},
+    {'tokenizer_config.json': {'added_tokens_decoder': {'1': {}}}},
+    {'tokenizer_config.json': {'added_tokens_decoder': ['a']}},
+    {'added_tokens.json': {'a': 'first'}},
+  ],
+)
+def test_damaged_lists_of_added_tokens(added, tmp_path):
+  directory_of(tmp_path)
+  for name, contents in added.items():
+    (tmp_path / name).write_text(json.dumps(contents))
+  with pytest.raises(UserError, match=r'added token|cannot load the tokenizer'):
+    tokenizer.from_directory(tmp_path, CONFIG)
+
+
+LLAMA = {'tokenizer_class': 'LlamaTokenizer', 'bos_token': '<s>', 'eos_token': '</s>'}
+END = {
+  'added_tokens_decoder': {
+    str(len(pieces())): {'content': '<|end|>', 'special': True, 'normalized': False}
+  },
+  'eos_token': '<|end|>',
+  'chat_template': "{{ messages[0]['content'] }}",
+}
+
+
+def saved(source, out, model_type):
+  """What we make of a directory, and `AutoTokenizer` of what we wrote from it."""
+  import transformers
+
+  ours = tokenizer.from_directory(source, CONFIG)
+  out.mkdir()
+  tokenizer.save(ours, sorted(source.iterdir()), out)
+  (out / 'config.json').write_text(json.dumps({'model_type': model_type}))
+  return ours, transformers.AutoTokenizer.from_pretrained(out)
+
+
+def assert_same(ours, theirs):
+  rng = random.Random(2)
+  texts = [''.join(rng.choices('  aabbccthe\n漢🙂é▁', k=rng.randint(0, 40))) for _ in range(100)]
+  texts += ['', ' ', 'ab</s>the  ab', '<s>ab', 'ab<|end|> the', '<|end|><|end|>']
+  assert theirs(texts).input_ids == ours(texts).input_ids
+  assert theirs.special_tokens_map == ours.special_tokens_map
+  assert theirs.chat_template == ours.chat_template
+  assert theirs.get_vocab() == ours.get_vocab()
+
+
+@pytest.mark.parametrize('model_type', ['llama', 'mistral', 'gemma2'])
+@pytest.mark.parametrize(
+  ('settings', 'trainer'),
+  [
+    (None, BPE),
+    (LLAMA, BPE),
+    (LLAMA | {'legacy': False, 'add_bos_token': False}, BPE),
+    (LLAMA | END, BPE),
+    (LLAMA | {'auto_map': {'AutoTokenizer': ['code.Slow', 'code.Fast']}}, BPE),
+    (LLAMA, {35: 1}),  # unigram
+  ],
+)
+def test_auto_tokenizer_reads_what_is_saved_as_we_do(settings, trainer, model_type, tmp_path):
+  (tmp_path / 'from').mkdir()
+  source = directory_of(tmp_path / 'from', settings, trainer=trainer)
+  ours, theirs = saved(source, tmp_path / 'saved', model_type)
+  assert_same(ours, theirs)
+  assert (tmp_path / 'saved' / 'tokenizer.model').exists(), 'for programs that read no other'
+  # Of a directory that has a tokenizer.json too, and names the class that transformers rebuilds.
+  path = tmp_path / 'saved' / 'tokenizer_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'tokenizer_class': 'LlamaTokenizer'}))
+  assert_same(ours, saved(tmp_path / 'saved', tmp_path / 'again', model_type)[1])
+
+
+@pytest.mark.parametrize(
   ('data', 'message'),
   [
     (b'', 'not a SentencePiece model'),

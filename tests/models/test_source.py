@@ -236,6 +236,15 @@ def test_damaged_shards(damage, message, tiny_sharded_dir, tmp_path):
   refused(directory, message)
 
 
+def test_one_file_of_weights_goes_before_an_index(tiny_llama_dir, tiny_sharded_dir, tmp_path):
+  """As in transformers; a directory may hold both, saved at different times."""
+  directory = Path(shutil.copytree(tiny_sharded_dir, tmp_path / 'copy'))
+  shutil.copy(tiny_llama_dir / WEIGHTS, directory)
+  ckpt = source.resolve(str(directory))
+  assert [path.name for path in ckpt.files] == ['config.json', WEIGHTS]
+  assert ckpt.tensors[NORM].dtype == 'F32'
+
+
 def test_links_may_not_leave_the_directory(tiny_copy, tmp_path):
   outside = tmp_path / 'outside.safetensors'
   shutil.move(tiny_copy / WEIGHTS, outside)

@@ -16,7 +16,8 @@ import json
 import numpy as np
 import pytest
 
-from sft_jax.models import source, tokenizer_gguf
+from sft_jax.data.tokenize import stop_ids
+from sft_jax.models import source, tokenizer, tokenizer_gguf
 from sft_jax.utils.errors import UserError
 from tests.models.conftest import tiny_tokenizer, write_gguf
 
@@ -332,6 +333,39 @@ def test_end_of_sequence_of_the_model(tiny_copy):
   assert load().eos_token == '</s>'
   change(tiny_copy / 'config.json', eos_token_id=None)
   assert load().eos_token is None
+
+
+def test_stops_of_the_model(tiny_copy):
+  """All that generation_config.json and config.json list, beside the tokenizer's own."""
+  load = lambda: stop_ids(source.resolve(str(tiny_copy)).tokenizer(), 'study')
+  assert load() == (1, 2)
+  change(tiny_copy / 'generation_config.json', eos_token_id=[7, 9])
+  change(tiny_copy / 'config.json', eos_token_id=[8])
+  assert load() == (1, 7, 8, 9)
+  change(tiny_copy / 'generation_config.json', eos_token_id=-1)
+  assert load() == (1, 8)
+  (tiny_copy / 'generation_config.json').unlink()
+  assert load() == (1, 8)
+  for value in ('</s>', [1, None, 'x'], 1.5, True, {'a': 1}, -2):
+    change(tiny_copy / 'generation_config.json', eos_token_id=value)
+    with pytest.raises(UserError, match=r'eos_token_id=.* is no token'):
+      load()
+
+
+def test_saved_with_the_rule_that_puts_bos_first(tiny_copy, tmp_path):
+  """A setting that `AutoTokenizer` does not heed."""
+  import transformers
+
+  change(tiny_copy / 'tokenizer.json', post_processor=None)
+  change(tiny_copy / 'tokenizer_config.json', add_bos_token=True, eos_token=None)
+  ours = source.resolve(str(tiny_copy)).tokenizer()
+  (tmp_path / 'out').mkdir()
+  files = [p for p in sorted(tiny_copy.iterdir()) if p.suffix != '.safetensors']
+  tokenizer.save(ours, files, tmp_path / 'out')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  assert ours('x').input_ids[0] == 0
+  assert theirs(AWKWARD).input_ids == ours(AWKWARD).input_ids
+  assert theirs.eos_token == ours.eos_token == '</s>'
 
 
 def test_decoding_does_not_tidy_spaces(tiny_copy):
