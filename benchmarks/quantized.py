@@ -57,6 +57,11 @@ def measure(kind: str, args: argparse.Namespace, scratch: str) -> dict[str, Any]
   }
 
 
+def verdict(kind: str, met: bool) -> str:
+  """The last cell of a row: the bar is for int8."""
+  return {'int8': 'met' if met else 'MISSED', 'int4': '(no bar)'}.get(kind, '')
+
+
 def main() -> None:
   """Measures the three kinds and prints a table."""
   data = Path(os.environ.get('SFT_JAX_DATA') or REPOSITORY.parent / 'shared' / 'data')
@@ -83,7 +88,7 @@ def main() -> None:
     print(
       f'| {row["kind"]} | {row["ppl"]:.3f} | {row["ppl-change"]:+.2%} '
       f'| {row["logprob-distance"]:.4f} | {row["end-loss"]:.4f} | {row["loss-change"]:+.2%} '
-      f'| {"" if row is plain else "met" if met else "MISSED"} |'
+      f'| {verdict(row["kind"], met)} |'
     )
     assert math.isfinite(row['end-loss'])
   if args.out:

@@ -68,7 +68,21 @@ def get_config() -> ConfigDict:
   config.lora.targets = 'all-linear'  # Or PEFT names (q_proj,v_proj) or regular expressions.
 
   config.eval = ConfigDict()
-  config.eval.tasks = 'perplexity'  # Comma-separated: perplexity, builtin.
+  # Comma-separated: perplexity, builtin, or benchmarks as NAME[:Kshot][:ll|:gen] (see
+  # sft_jax/evals/benchmarks.py), such as gsm8k:4shot:gen,mmlu:5shot:ll.
+  config.eval.tasks = 'perplexity'
+  config.eval.data_dir = (
+    ''  # Directory of benchmark files in their original formats; '' is the hub.
+  )
+  config.eval.template = 'train'  # train (as in training) | raw | study | chat: of benchmarks.
+  config.eval.precision = 0.0  # ± points each benchmark must give: a seeded subset; 0 asks all.
+  config.eval.seed = 0  # Of subsets, sampling and the order put to judges.
+  config.eval.slots = 32  # Texts that are written at once.
+  # Run programs that models wrote (humaneval, mbpp), in a sandbox: no | yes | weak (also where this
+  # platform lacks some of its walls).
+  config.eval.run_code = 'no'
+  # Most requests or tokens a judge may cost, such as '200 requests, 3e6 tokens'; '' is no limit.
+  config.eval.judge_budget = ''
   config.eval.limit = 0  # Items of each task; 0 takes all.
   config.eval.train_limit = 128  # Training examples scored under the base (ppl-train); 0 for none.
   config.eval.samples = 0  # Held-out prompts answered by the base and by each snapshot.

@@ -47,6 +47,7 @@ class Data:
 
   Attributes:
     train: Examples to train on.
+    train_records: The records behind them, and those that were dropped.
     heldout: Examples held out by content hash.
     heldout_records: The records behind them, as far as they are conversations.
     audit: Report on all of it.
@@ -55,6 +56,7 @@ class Data:
   """
 
   train: list[Example]
+  train_records: list[Record]
   heldout: list[Example]
   heldout_records: list[Record]
   audit: audit.Audit
@@ -122,6 +124,7 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
   measured = tokenize.without(heldout_records, heldout_dropped)
   return Data(
     train=train,
+    train_records=train_records,
     heldout=heldout,
     heldout_records=[record for record in measured if record.messages],
     audit=report,

@@ -112,7 +112,9 @@ class Run:
       config.train.snapshot_at, self.loader.runs[0][1].steps_per_epoch, self.total_steps
     )
     self.writer = core.Writer(self.model.tokenizer, spec.template, config.eval.max_new_tokens)
-    self.scoring = scoring.Scoring(config.eval, self.data, self.writer, self.workdir, stop)
+    self.scoring = scoring.Scoring(
+      config.eval, self.data, self.writer, self.model.cfg.longest_text, self.workdir, stop
+    )
     if config.export.format != 'none' and config.export.snapshot == 'best':
       self._refuse_no_best()
 
@@ -263,7 +265,9 @@ class Run:
     self.workdir.put_layers(record)
     ranked = [scores[name] for name in _BEST_BY if name in scores]
     checkpoints.save_weights(step, state.trained, score=ranked[0] if ranked else None)
-    numbers = {f'eval/{name}': float(v) for name, v in scores.items() if v is not None}
+    numbers = {
+      f'eval/{name}': float(v) for name, v in scores.items() if isinstance(v, (int, float))
+    }
     for layer, value in enumerate(change['all']['relative']):
       numbers[f'layer-change/{layer:02d}'] = value
     run_log.write(step, numbers | {'eval/seconds': time.monotonic() - began})

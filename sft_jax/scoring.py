@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sft_jax import inputs
+from sft_jax import evaluation, inputs
 from sft_jax.evals import core
+from sft_jax.evals.answers import Answers
 from sft_jax.evals.model import Subject
 from sft_jax.train import loop
 from sft_jax.utils.errors import Interrupted, UserError
@@ -26,6 +27,7 @@ class Scoring:
     config: Any,
     data: inputs.Data,
     writer: core.Writer,
+    window: int,
     workdir: Workdir,
     stop: loop.StopSignal,
   ):
@@ -35,14 +37,15 @@ class Scoring:
       config: `config.eval`.
       data: For perplexity and sample answers.
       writer: For tasks that generate.
+      window: Longest text of the model.
       workdir: Where items and samples go.
       stop: Looked at before each batch.
 
     Raises:
-      UserError: an unknown task.
+      UserError: an unknown task, or one whose data or services are not there.
     """
     self._config, self._writer, self._workdir, self._stop = config, writer, workdir, stop
-    names = core.task_names(config.tasks)
+    names, wanted = core.task_names(config.tasks)
     shown = [record for record in data.heldout_records if len(record.messages) == 2]
     self._shown = shown[: config.samples]
     perplexity = lambda examples, name: core.Perplexity(examples, name, config.tokens_per_batch)
@@ -53,6 +56,11 @@ class Scoring:
     self.ranks = bool(self.tasks)
     if 'builtin' in names:
       self.tasks.append(core.BuiltinShort(writer, config.limit))
+    if wanted:
+      options = evaluation.options(
+        config, writer, window, self._go_on, workdir.path, data.train_records
+      )
+      self.tasks += evaluation.prepare(wanted, config, options)
     self._base_tasks = list(self.tasks)
     if 'perplexity' in names and config.train_limit:
       self._base_tasks.append(perplexity(data.train[: config.train_limit], 'train'))
@@ -81,12 +89,13 @@ class Scoring:
     scores: core.Scores = {}
     settings = self._config.to_dict()
     done = self._workdir.finished_tasks(step, settings)
+    answers = Answers(self._workdir.answers(step))
     for task in self.tasks if step else self._base_tasks:
       name = ' '.join(task.headline)
       if name not in done:
         self._go_on()
         with loop.explain_memory('evaluation', _MEMORY_HELP):
-          columns, items = core.evaluate(task, subject)
+          columns, items = core.evaluate(task, subject, answers)
         _refuse_undefined(columns, step, reject)
         for kind, records in items.items():
           self._workdir.put_items(step, kind.removesuffix('-items'), records)
@@ -96,6 +105,7 @@ class Scoring:
       scores |= done[name]
     if self._shown:
       self._workdir.put_items(step, 'samples', self._writer.samples(subject, self._shown))
+    answers.forget()
     return scores
 
   def _go_on(self) -> None:

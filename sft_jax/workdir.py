@@ -128,6 +128,10 @@ class Workdir:
     path = self.path / 'samples' / f'{name}-{step}.jsonl'
     return io.read_jsonl(path) if path.exists() else []
 
+  def answers(self, step: int) -> epath.Path | None:
+    """Where answers to the requests of an evaluation of `step` are kept until it is done."""
+    return self.path / f'answers-{step}.jsonl' if self._writes else None
+
   def put_json(self, name: str, value: Any) -> None:
     """Writes one JSON file."""
     if self._writes:

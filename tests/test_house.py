@@ -23,8 +23,12 @@ EDGES = {
   'data': ('utils',),
   'models': ('utils', 'parallel'),
   'train': ('utils', 'parallel', 'models'),
-  # data.pack: scoring lays documents into rows as training does.
-  'evals': ('utils', 'parallel', 'models', 'data.tokenize', 'data.formats', 'data.pack'),
+  # data.pack: scoring lays documents into rows as training does. data.readers: benchmarks are
+  # files.
+  'evals': (
+    *('utils', 'parallel', 'models'),
+    *('data.tokenize', 'data.formats', 'data.pack', 'data.readers'),
+  ),
   'study': ('utils', 'spec', 'results'),
   'analysis': ('utils', 'spec', 'results'),
   'fetch': ('utils', 'spec', 'data', 'models'),
@@ -32,7 +36,8 @@ EDGES = {
   'workdir': ('utils', 'spec', 'results'),
   'summary': ('utils', 'spec', 'results', 'workdir'),
   'inputs': ('utils', 'spec', 'data', 'models'),
-  'scoring': ('utils', 'inputs', 'evals', 'train.loop', 'workdir'),
+  'evaluation': ('utils', 'data.tokenize', 'data.formats', 'data.overlap', 'evals'),
+  'scoring': ('utils', 'inputs', 'evals', 'evaluation', 'train.loop', 'workdir'),
   'program': ('utils', 'spec', 'inputs', 'parallel', 'data', 'models', 'train', 'evals'),
   'runner': (
     *('utils', 'spec', 'results', 'parallel', 'data', 'models', 'train', 'evals'),

@@ -40,11 +40,13 @@ __all__ = [
   'Dropped',
   'Example',
   'bos_prefix',
+  'chat_prompt',
   'encode',
   'encode_all',
   'iter_encoded',
   'prompt_ids',
   'stop_ids',
+  'study_tail',
   'without',
 ]
 
@@ -111,15 +113,8 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Any, template: str) -> li
   """
   _check_choice('template', template, TEMPLATES)
   if template == 'chat':
-    try:
-      text = render_chat(tokenizer, messages, prompt=True)
-    except TemplateRefused as error:
-      raise UserError(
-        f'the chat template refuses this conversation: {error}',
-        where='tokenizer.chat_template',
-        how='use config.data.template=study',
-      ) from error
-    return list(tokenizer(text.rstrip(' '), add_special_tokens=False)['input_ids'])
+    text = chat_prompt(messages, tokenizer).rstrip(' ')
+    return list(tokenizer(text, add_special_tokens=False)['input_ids'])
   turns = study_turns(messages)
   if not turns or turns[-1].answer is not None:
     raise UserError('a prompt ends with a question, not with an answer')
@@ -131,6 +126,23 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Any, template: str) -> li
       need_eos(tokenizer)
       ids.append(int(tokenizer.eos_token_id))
   return ids
+
+
+def chat_prompt(messages: Sequence[Message], tokenizer: Any) -> str:
+  """The text of a chat prompt. Raises UserError for a conversation that the template refuses."""
+  try:
+    return render_chat(tokenizer, messages, prompt=True)
+  except TemplateRefused as error:
+    raise UserError(
+      f'the chat template refuses this conversation: {error}',
+      where='tokenizer.chat_template',
+      how='use config.data.template=study',
+    ) from error
+
+
+def study_tail(messages: Sequence[Message]) -> str:
+  """The last block of a study prompt, which is tokenised as one text with its answer."""
+  return study_turns(messages)[-1].prompt
 
 
 def encode(

@@ -6,9 +6,11 @@ from typing import Any, Protocol
 from sft_jax.data import tokenize
 from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
-from sft_jax.evals import score
+from sft_jax.evals import benchmarks, score
+from sft_jax.evals.answers import Answers
 from sft_jax.evals.generation import Engine, Request
 from sft_jax.evals.model import Subject
+from sft_jax.evals.questions import Wanted
 from sft_jax.evals.tasks import builtin_short
 from sft_jax.utils.errors import UserError
 
@@ -20,8 +22,13 @@ class Task(Protocol):
 
   headline: tuple[str, ...]
 
-  def run(self, subject: Subject) -> Scores:
-    """{column: value}; a key ending in `-items` holds per-item records and is no column."""
+  def run(self, subject: Subject, answers: Answers) -> Scores:
+    """{column: value}; a key ending in `-items` holds per-item records and is no column.
+
+    Args:
+      subject: The model.
+      answers: What it has answered before a stop, and where new answers go.
+    """
 
 
 class Perplexity:
@@ -31,7 +38,7 @@ class Perplexity:
     self.examples, self.name, self.tokens_per_batch = examples, name, tokens_per_batch
     self.headline: tuple[str, ...] = (f'ppl-{name}', f'ppl-{name}-response')
 
-  def run(self, subject: Subject) -> Scores:
+  def run(self, subject: Subject, answers: Answers) -> Scores:
     """See `Task.run`."""
     logprobs = score.token_logprobs(subject, self.examples, self.tokens_per_batch)
     return dict(score.perplexity(self.examples, logprobs, self.name))
@@ -82,35 +89,36 @@ class BuiltinShort:
     self.items = items[:limit] if limit else items
     self.writer = writer
 
-  def run(self, subject: Subject) -> Scores:
+  def run(self, subject: Subject, answers: Answers) -> Scores:
     """See `Task.run`."""
     outputs = self.writer.answer(subject, [item.prompt for item in self.items])
     return builtin_short.score(outputs, self.items)
 
 
-# What `config.eval.tasks` may name.
+# What `config.eval.tasks` may name besides benchmarks.
 TASK_NAMES = ('perplexity', 'builtin')
 
 
-def task_names(tasks: str) -> list[str]:
-  """Names in a comma-separated list.
+def task_names(tasks: str) -> tuple[list[str], list[Wanted]]:
+  """Names of our own tasks, and benchmarks, in a comma-separated list.
 
   Raises:
-    UserError: an unknown name.
+    UserError: an unknown name, or one twice.
   """
   names = [name.strip() for name in tasks.split(',') if name.strip()]
-  for name in names:
-    if name not in TASK_NAMES:
-      raise UserError(
-        f'no task {name!r}', 'config.eval.tasks', f'use some of {", ".join(TASK_NAMES)}'
-      )
-  return names
+  wanted = [benchmarks.parse(name, TASK_NAMES) for name in names if name not in TASK_NAMES]
+  ours = [name for name in names if name in TASK_NAMES]
+  everything = [*ours, *(one.name for one in wanted)]
+  for name in everything:
+    if everything.count(name) > 1:
+      raise UserError(f'{name} is named twice', 'config.eval.tasks', 'name it once')
+  return ours, wanted
 
 
-def evaluate(task: Task, subject: Subject) -> tuple[Scores, Scores]:
+def evaluate(task: Task, subject: Subject, answers: Answers) -> tuple[Scores, Scores]:
   """Runs one task; returns its columns, and its per-item records by name."""
   columns: Scores = {}
   items: Scores = {}
-  for key, value in task.run(subject).items():
+  for key, value in task.run(subject, answers).items():
     (items if key.endswith('-items') else columns)[key] = value
   return columns, items

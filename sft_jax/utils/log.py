@@ -54,7 +54,7 @@ def setup_logging(verbosity: int = 0) -> None:
     verbosity: -1 warnings only; 0 our lines; 1 also what libraries say at INFO.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if verbosity < 1 else '0')
-  # On some processors TensorFlow, which only writes events here, announces that it would use oneDNN.
+  # On some processors TensorFlow, which only writes events here, announces its use of oneDNN.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   # transformers announces on import that it has no torch; we use its tokenizers alone.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')

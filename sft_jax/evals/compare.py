@@ -1,0 +1,346 @@
+"""Two rows against each other, item by item: differences, how sure they are, and who wrote what.
+
+Reads the per-item records (`stats.py` says what is in them) that a run leaves in `samples/` or an
+evaluation in its directory. Pairs that were not asked the same thing are refused. Not for showing
+them (`compare_text.py`) or for trends over many rows; nothing is evaluated here.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from sft_jax.evals import stats
+from sft_jax.utils import io
+from sft_jax.utils.errors import UserError
+
+Records = list[dict[str, Any]]
+
+_ABOUT = ('task', 'version', 'prompt-hash', 'template', 'measures', 'percent', 'macro')
+_STEP = re.compile(r'.+-(\d+)\.jsonl')
+_Z_POWER = 0.8416212335729143  # 80 % quantile of the normal distribution.
+
+
+class Row(NamedTuple):
+  """Per-item records of one model by task; `name` is where they were read."""
+
+  name: str
+  tasks: dict[str, Records]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Where a difference comes from: answers in a form that is found, or better answers.
+
+  Attributes:
+    extracted: Shares of outputs with an answer found, of both rows, in percent.
+    both: Items where one was found in both.
+    given_both: Difference on these alone, with its 95 % interval; None where there are none.
+    ability: Part of the task's difference that these contribute.
+    form: The rest, of items where one row or both gave no answer that could be read. The two parts
+      add up to the difference.
+  """
+
+  extracted: tuple[float, float]
+  both: int
+  given_both: stats.Estimate | None
+  ability: float
+  form: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """One task. Scores and differences are in points where columns are in percent.
+
+  Attributes:
+    about: What the records say of the task.
+    n: Items compared.
+    left_out: Items not compared: not graded in both, or (if told so) asked in one only.
+    shots_differ: Items whose prompts held different numbers of shots.
+    scores: Of both rows on the items compared.
+    difference: Second less first, with its 95 % interval (see `difference`).
+    p: Of the exact two-sided sign test over items, which is McNemar's for right and wrong.
+    better, worse: Items where the second scores higher, and lower.
+    detectable: Smallest difference found with 80 % power, as often as these rows differ; None where
+      one item tells nothing.
+    split: None for tasks without outputs.
+    disagree: Pairs of records whose scores differ.
+  """
+
+  about: Mapping[str, Any]
+  n: int
+  left_out: int
+  shots_differ: int
+  scores: tuple[float, float]
+  difference: stats.Estimate
+  p: float
+  better: int
+  worse: int
+  detectable: float | None
+  split: Split | None
+  disagree: list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def read(path: str) -> Row:
+  """Per-item records in a JSONL file or a directory.
+
+  Args:
+    path: FILE.jsonl, or DIR[@STEP]: a run's workdir, its `samples/`, or an evaluation's directory.
+      Of files 'NAME-STEP.jsonl' those of one step are read, the last unless one is named. Files of
+      other things (samples, layers) are passed over.
+
+  Raises:
+    UserError: nothing there, or records that are not whole or not of one evaluation.
+  """
+  place, step = epath.Path(path), ''
+  if not place.exists() and re.fullmatch(r'.+@\d+', path):
+    name, _, step = path.rpartition('@')
+    place = epath.Path(name)
+  if not place.exists():
+    raise UserError('no such file or directory', path, 'name per-item records or their directory')
+  if not place.is_dir():
+    files = [place]
+  else:
+    inner = place / 'samples'
+    found = [*place.glob('*.jsonl'), *(inner.glob('*.jsonl') if inner.exists() else ())]
+    files = sorted(file for file in found if _first(file))
+    steps = {file: match[1] for file in files if (match := _STEP.fullmatch(file.name))}
+    step = step or max(steps.values(), key=int, default='')
+    files = [file for file in files if steps.get(file, step) == step]
+  tasks: dict[str, Records] = {}
+  for file in files:
+    records = _checked(file)
+    task = records[0]['about']['task']
+    if task in tasks:
+      raise UserError(f'{task} occurs twice', str(file), 'name one of the files')
+    tasks[task] = records
+  if not tasks:
+    at = f' of step {step}' if step else ''
+    raise UserError(f'no per-item records{at}', path, 'evaluate a benchmark first')
+  return Row(path, tasks)
+
+
+def _first(file: epath.Path) -> bool:
+  """Whether the first line is a per-item record."""
+  with io.explain_unreadable(file), file.open('rb') as f:
+    return b'"about"' in f.readline()
+
+
+def _checked(file: epath.Path) -> Records:
+  """Records of a file, which must be of one evaluation."""
+  records = io.read_jsonl(file)
+  seen: set[str] = set()
+  for number, record in enumerate(records, 1):
+    about = record.get('about')
+    lacks = [key for key in _ABOUT if not isinstance(about, dict) or key not in about]
+    lacks += [key for key in ('id',) if key not in record]
+    lacks += [] if record.get('missing') or 'scores' in record else ['scores']
+    wrong = f'no {", ".join(lacks)}' if lacks else ''
+    if not wrong and about != records[0]['about']:
+      wrong = 'another evaluation than that of the first record'
+    if not wrong and record['id'] in seen:
+      wrong = f'a second item {record["id"]!r}'
+    if wrong:
+      raise UserError(wrong, f'{file}, record {number}', 'take the file as it was written')
+    seen.add(record['id'])
+  if not records:
+    raise UserError('no records', str(file), 'evaluate a benchmark first')
+  return records
+
+
+def compare(first: Row, second: Row, common: bool = False) -> list[Comparison]:
+  """Compares two rows task by task.
+
+  Args:
+    first: The row to start from, such as the base.
+    second: The other.
+    common: Compare on common tasks and items where those differ; versions, prompts and templates
+      must be equal all the same.
+
+  Raises:
+    UserError: the pair cannot be compared; names what differs.
+  """
+  both = [task for task in first.tasks if task in second.tasks]
+  pair = f'{first.name} and {second.name}'
+  if only := sorted(set(first.tasks) ^ set(second.tasks)):
+    _refuse(f'tasks differ: only one has {", ".join(only)}', pair, common and bool(both))
+  return [_compare(first.tasks[task], second.tasks[task], pair, common) for task in both]
+
+
+def _refuse(what: str, pair: str, told: bool) -> None:
+  if not told:
+    raise UserError(what, pair, 'evaluate both alike, or ask for what they have in common')
+
+
+def _compare(first: Records, second: Records, pair: str, common: bool) -> Comparison:
+  about = first[0]['about']
+  pair = f'{about["task"]} of {pair}'
+  others = second[0]['about']
+  for key in sorted({*about, *others}):
+    if about.get(key) != others.get(key):
+      what = f'{key} differs: {about.get(key)} and {others.get(key)}'
+      raise UserError(what, pair, 'evaluate both alike')
+  theirs = {record['id']: record for record in second}
+  pairs = [(record, theirs[record['id']]) for record in first if record['id'] in theirs]
+  only = len(first) + len(second) - 2 * len(pairs)
+  if only:
+    _refuse(f'items differ: {only} in one only', pair, common)
+  for a, b in pairs:
+    for key in ('digest', 'group'):
+      if a.get(key) != b.get(key):
+        raise UserError(f'item {a["id"]} differs in {key}', pair, 'evaluate both on the same data')
+  graded = [(a, b) for a, b in pairs if not (a.get('missing') or b.get('missing'))]
+  if not graded:
+    raise UserError('no item was graded in both', pair, 'compare what has items in common')
+  return _measured(about, graded, only + len(pairs) - len(graded))
+
+
+def _measured(
+  about: Mapping[str, Any], pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], left_out: int
+) -> Comparison:
+  measure, macro, scale = about['measures'][0], about['macro'], 100.0 if about['percent'] else 1.0
+  values = np.array([[record['scores'][measure] for record in pair] for pair in pairs], np.float64)
+  groups = [str(a.get('group', '')) for a, _ in pairs]
+  change = values[:, 1] - values[:, 0]
+  weights = _weights(groups, macro)
+  means = weights @ values
+  found = difference(values, groups, macro)
+  reach = detectable(values, groups, macro)
+  better, worse = int((change > 0).sum()), int((change < 0).sum())
+  split = None
+  if any('output' in a for a, _ in pairs):
+    held = np.array([[record['extracted'] is not None for record in pair] for pair in pairs])
+    both = np.asarray(held.all(1))
+    inner = [group for group, kept in zip(groups, both, strict=True) if kept]
+    given = _scaled(difference(values[both], inner, macro), scale) if inner else None
+    ability = float(weights[both] @ change[both])
+    rest = float(weights[~both] @ change[~both])
+    shares = 100 * held.mean(0)
+    split = Split(
+      (float(shares[0]), float(shares[1])), len(inner), given, ability * scale, rest * scale
+    )
+  return Comparison(
+    about=about,
+    n=len(pairs),
+    left_out=left_out,
+    shots_differ=sum(a.get('shots') != b.get('shots') for a, b in pairs),
+    scores=(float(means[0] * scale), float(means[1] * scale)),
+    difference=_scaled(found, scale),
+    p=sign_test(better, worse),
+    better=better,
+    worse=worse,
+    detectable=None if reach is None else reach * scale,
+    split=split,
+    disagree=[pair for pair, d in zip(pairs, change, strict=True) if d],
+  )
+
+
+def _scaled(one: stats.Estimate, scale: float) -> stats.Estimate:
+  rest = [None if value is None else value * scale for value in one[1:]]
+  return stats.Estimate(one.mean * scale, *rest)
+
+
+def _weights(groups: Sequence[str], macro: bool) -> np.ndarray:
+  """Of each item in the score; sum 1."""
+  if not macro:
+    return np.full(len(groups), 1 / len(groups))
+  _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+  return 1 / (len(counts) * counts[index])
+
+
+def _is_binary(values: np.ndarray) -> bool:
+  return bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def difference(values: np.ndarray, groups: Sequence[str], macro: bool) -> stats.Estimate:
+  """Mean of the paired differences, its standard error and 95 % interval.
+
+  Of right and wrong answers by `paired_interval`, of other scores by Student's t; see
+  `stats.estimate`.
+
+  Args:
+    values: `[items, 2]` scores of the first and second row.
+    groups: Of the items.
+    macro: Mean of the groups' means.
+  """
+  change = values[:, 1] - values[:, 0]
+  one = stats.estimate(change, groups, macro)
+  if len(change) < 2 or not _is_binary(values):
+    return one
+  names = np.asarray(groups) if macro else np.zeros(len(change))
+  parts = [change[names == name] for name in np.unique(names)]
+  gains, losses = (np.array([(sign * part > 0).sum() for part in parts]) for sign in (1, -1))
+  low, high = paired_interval(gains, losses, np.array([len(part) for part in parts]))
+  return one._replace(low=float(low), high=float(high))
+
+
+def paired_interval(
+  gains: np.ndarray, losses: np.ndarray, totals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """95 % score interval of the mean over groups of differences of paired proportions.
+
+  All δ with (d − δ)² ≤ z² Σ (g(δ) + l(δ) − (g(δ) − l(δ))²) / n_i / k², summed over k groups, where
+  g(δ) and l(δ) are a group's rates of gains and losses: drawn towards those of all by
+  `stats.PRIOR_ITEMS` items and shifted (not below 0) as far as the mean rates move to their most
+  likely values given δ. Of a single group this is Tango's interval (Statistics in Medicine 17,
+  1998, 891–908), which holds for few disagreements.
+
+  Args:
+    gains: `[..., groups]` items that only the second has right.
+    losses: `[..., groups]` items that only the first has right.
+    totals: `[groups]` items, each at least 1.
+
+  Returns:
+    Low and high, `[...]`.
+  """
+  up, down = (gains / totals).mean(-1), (losses / totals).mean(-1)
+  near = lambda counts, mean: (
+    (counts + stats.PRIOR_ITEMS * mean[..., None]) / (totals + stats.PRIOR_ITEMS)
+  )
+  rise, fall = near(gains, up), near(losses, down)
+  rise, fall = rise - rise.mean(-1, keepdims=True), fall - fall.mean(-1, keepdims=True)
+  change = up - down
+
+  def tenable(delta: np.ndarray) -> np.ndarray:
+    # Most likely rate of losses given the difference, from Tango's quadratic.
+    b = (2 - change) * delta - up - down
+    root = np.sqrt(np.maximum(b * b + 8 * down * delta * (1 - delta), 0))
+    lost = np.clip((root - b) / 4, 0, 1)
+    g = np.maximum(rise + (lost + delta)[..., None], 0)
+    l = np.maximum(fall + lost[..., None], 0)  # noqa: E741 (as in the formula)
+    variance = np.maximum(g + l - np.square(g - l), 0) @ (1 / totals) / len(totals) ** 2
+    return np.square(change - delta) <= stats.Z**2 * variance
+
+  return stats.edge(tenable, change, -1.0), stats.edge(tenable, change, 1.0)
+
+
+def sign_test(better: int, worse: int) -> float:
+  """Exact two-sided p-value that gains and losses are equally likely (McNemar's exact test)."""
+  n, term, total = better + worse, 1, 0
+  for k in range(min(better, worse) + 1):
+    total += term
+    term = term * (n - k) // (k + 1)
+  return min(1.0, 2 * total / 2**n)
+
+
+def detectable(values: np.ndarray, groups: Sequence[str], macro: bool) -> float | None:
+  """Smallest difference found with 80 % power by a two-sided test at 5 %.
+
+  (z_0.975 + z_0.8) √(ψ / n), Connor's sample size for paired proportions (Biometrics 43, 1987,
+  207–211) solved for the difference and without its small −δ². ψ is the share of items that
+  disagree, with one more gain and loss; at least the difference itself, which needs as many. n is
+  the number of items, macro k² / Σ 1/n_g. Of other scores (z_0.975 + z_0.8) · standard error.
+  """
+  change = values[:, 1] - values[:, 0]
+  reach = stats.Z + _Z_POWER
+  if not _is_binary(values):
+    stderr = stats.estimate(change, groups, macro).stderr
+    return None if stderr is None else reach * stderr
+  weights = _weights(groups, macro)
+  n = 1 / float(weights @ weights)
+  share = (n * float(weights @ np.abs(change)) + 2) / (n + 2)
+  return reach * math.sqrt(max(share, reach**2 / n) / n)

@@ -1,0 +1,201 @@
+"""A comparison for people and programs: lines of text, one JSON object, a page of outputs."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_jax.evals.compare import Comparison
+
+_STYLE = """
+body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em }
+table { border-collapse: collapse } th, td { padding: .2em .8em; text-align: right }
+th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #8884 }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1em }
+pre { background: #8881; margin: .3em 0; padding: .6em }
+pre { white-space: pre-wrap; word-break: break-word }
+.up { color: #187a3c } .down { color: #b3261e } section { margin: 1.2em 0 }
+"""
+_HEAD = ('task', 'items', 'A', 'B', 'B − A', '95 % interval', 'p', 'detectable', 'better', 'worse')
+_LEGEND = (
+  'Interval: paired, score method. p: exact sign test over items. Detectable: the smallest '
+  'difference that 80 % of such comparisons would find. Better, worse: items where B scores '
+  'higher, lower.'
+)
+
+
+def lines(
+  names: tuple[str, str], comparisons: Sequence[Comparison], examples: int = 0
+) -> list[str]:
+  """A table, where differences come from, and the items that differ.
+
+  Args:
+    names: What the two rows are called.
+    comparisons: One for each task.
+    examples: Most items that are shown of each task.
+  """
+  rows = [list(_HEAD), *(_cells(one) for one in comparisons)]
+  widths = [max(len(row[at]) for row in rows) for at in range(len(_HEAD))]
+  out = [f'A: {names[0]}', f'B: {names[1]}', '']
+  for row in rows:
+    cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+    out.append('  '.join([row[0].ljust(widths[0]), *cells]))
+  out += ['', _LEGEND, *_caveats(comparisons)]
+  for one in comparisons:
+    if one.split:
+      out += ['', _task(one), *(f'  {text}' for text in _split_lines(one))]
+    for a, b in one.disagree[:examples]:
+      out += ['', f'{_task(one)}, item {a["id"]}: {_marks(one, a, b)}']
+      if 'prompt' in a:
+        out += _indented('question', a['prompt'])
+      out += [*_indented('A', _output(a)), *_indented('B', _output(b))]
+  return out
+
+
+def _task(one: Comparison) -> str:
+  return str(one.about['task'])
+
+
+def _indented(name: str, text: str) -> list[str]:
+  first, *rest = text.splitlines() or ['']
+  return [f'  {name}: {first}', *(f'     {line}' for line in rest)]
+
+
+def _cells(one: Comparison) -> list[str]:
+  interval = '–'
+  if one.difference.low is not None and one.difference.high is not None:
+    interval = f'[{one.difference.low:+.2f}, {one.difference.high:+.2f}]'
+  a, b = (f'{score:.2f}' for score in one.scores)
+  shift = f'{one.difference.mean:+.2f}'
+  reach = '–' if one.detectable is None else f'{one.detectable:.2f}'
+  return [
+    *(_task(one), str(one.n), a, b, shift, interval, f'{one.p:.3g}', reach),
+    *(str(one.better), str(one.worse)),
+  ]
+
+
+def _caveats(comparisons: Sequence[Comparison]) -> list[str]:
+  out = []
+  if len(comparisons) > 1:
+    out.append(
+      f'{len(comparisons)} tasks: without any true difference, one interval in 20 leaves out 0.'
+    )
+  for one in comparisons:
+    if one.left_out:
+      out.append(f'{_task(one)}: {one.left_out} items left out, not graded in both.')
+    if one.shots_differ:
+      out.append(f'{_task(one)}: {one.shots_differ} items had different numbers of shots.')
+  return out
+
+
+def _split_lines(one: Comparison) -> list[str]:
+  split = one.split
+  if split is None:
+    return []
+  out = [f'answers found: {split.extracted[0]:.1f} % and {split.extracted[1]:.1f} % of outputs']
+  if split.given_both is not None:
+    interval = ''
+    if split.given_both.low is not None and split.given_both.high is not None:
+      interval = f' [{split.given_both.low:+.2f}, {split.given_both.high:+.2f}]'
+    out.append(f'where found in both ({split.both} items): {split.given_both.mean:+.2f}{interval}')
+  out.append(
+    f'of {one.difference.mean:+.2f}: {split.ability:+.2f} from better or worse answers there, '
+    f'{split.form:+.2f} from answers found in one only'
+  )
+  return out
+
+
+def _marks(one: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+  measure = one.about['measures'][0]
+  return f'{measure} {a["scores"][measure]:g} and {b["scores"][measure]:g}'
+
+
+def _output(record: Mapping[str, Any]) -> str:
+  """What was written, or chosen."""
+  output = record.get('output', record.get('extracted'))
+  if isinstance(output, list):
+    return '\n---\n'.join(output)
+  return output or ''
+
+
+def report(names: tuple[str, str], comparisons: Sequence[Comparison]) -> dict[str, Any]:
+  """Everything as one JSON object; of the items that differ only the ids and scores."""
+  return {
+    'rows': list(names),
+    'tasks': {
+      _task(one): {
+        'about': dict(one.about),
+        'n': one.n,
+        'left-out': one.left_out,
+        'shots-differ': one.shots_differ,
+        'scores': list(one.scores),
+        'difference': one.difference._asdict(),
+        'p': one.p,
+        'better': one.better,
+        'worse': one.worse,
+        'detectable': one.detectable,
+        'split': one.split
+        and {
+          'extracted': list(one.split.extracted),
+          'both': one.split.both,
+          'given-both': one.split.given_both and one.split.given_both._asdict(),
+          'ability': one.split.ability,
+          'form': one.split.form,
+        },
+        'disagree': [
+          {'id': a['id'], 'scores': [r['scores'][one.about['measures'][0]] for r in (a, b)]}
+          for a, b in one.disagree
+        ],
+      }
+      for one in comparisons
+    },
+  }
+
+
+def page(names: tuple[str, str], comparisons: Sequence[Comparison], most: int = 500) -> str:
+  """One HTML file, complete in itself: the table, and outputs side by side where scores differ.
+
+  Args:
+    names: What the two rows are called.
+    comparisons: One for each task.
+    most: Most items shown of each task.
+  """
+  escape = html.escape
+  cells = lambda row, tag: ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)
+  rows = ''.join(f'<tr>{cells(_cells(one), "td")}</tr>\n' for one in comparisons)
+  notes = ''.join(f'<p>{escape(text)}</p>\n' for text in (_LEGEND, *_caveats(comparisons)))
+  title = f'{names[0]} and {names[1]}'
+  parts = [
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+    # Nothing is loaded and no script runs, whatever a model wrote.
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+    f'<title>{escape(title)}</title><style>{_STYLE}</style></head><body>',
+    f'<h1>Comparison</h1>\n<p>A: {escape(names[0])}<br>B: {escape(names[1])}</p>',
+    f'<table><tr>{cells(_HEAD, "th")}</tr>\n{rows}</table>\n{notes}',
+  ]
+  for one in comparisons:
+    parts.append(f'<h2>{escape(_task(one))}</h2>')
+    parts += [f'<p>{escape(text)}</p>' for text in _split_lines(one)]
+    parts += [_section(one, a, b) for a, b in one.disagree[:most]]
+    if len(one.disagree) > most:
+      parts.append(f'<p>{len(one.disagree) - most} further items are not shown.</p>')
+  return '\n'.join([*parts, '</body></html>\n'])
+
+
+def _section(one: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+  measure = one.about['measures'][0]
+  mark = 'up' if b['scores'][measure] > a['scores'][measure] else 'down'
+  group = f' ({a["group"]})' if a.get('group') else ''
+  head = html.escape(f'{a["id"]}{group}: {_marks(one, a, b)}')
+  out = [f'<section><h3 class="{mark}">{head}</h3>']
+  for name in ('prompt', 'gold'):
+    if a.get(name) is not None:
+      text = a[name] if isinstance(a[name], str) else json.dumps(a[name], ensure_ascii=False)
+      out.append(f'<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>')
+  out.append('<div class="pair">')
+  for name, record in (('A', a), ('B', b)):
+    found = record.get('extracted')
+    said = 'no answer found' if found is None else f'answer: {found}'
+    out.append(f'<div>{name}, {html.escape(said)}<pre>{html.escape(_output(record))}</pre></div>')
+  return '\n'.join([*out, '</div></section>'])

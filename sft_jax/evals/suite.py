@@ -1,0 +1,279 @@
+"""A benchmark on a model: its questions as requests to the engines, what comes back as grades.
+
+Prepared once (read, subset, tokenised), run on every snapshot. Columns are `stats.columns` of the
+per-item records. Not for which benchmarks there are (`benchmarks.py`) or what they ask (`tasks/`).
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sft_jax.evals import loglik, prompts, questions, stats, subset
+from sft_jax.evals.answers import Answers, request_key, text_key
+from sft_jax.evals.benchmark import Choices, Choose, Files, Generate, Grade, Item, Round
+from sft_jax.evals.generation import Engine, Request
+from sft_jax.evals.layout import Text
+from sft_jax.evals.model import Subject
+from sft_jax.evals.questions import Options, Question, Wanted
+from sft_jax.utils.errors import UserError
+
+Scores = dict[str, Any]
+Record = dict[str, Any]
+
+
+class BenchmarkTask:
+  """One benchmark, ready to be run on models of one tokenizer and window."""
+
+  def __init__(self, wanted: Wanted, files: Files, options: Options):
+    """Reads, chooses and tokenises the items.
+
+    Raises:
+      UserError: data that are missing or malformed; more shots than there are; a judge or leave to
+        run programs that is needed and not there.
+    """
+    self.wanted, self.options = wanted, options
+    self.reading: Choose | Generate = wanted.benchmark.readings[wanted.reading]
+    items, pool = wanted.benchmark.read(files)
+    chosen = subset.choose(
+      items, seed=options.seed, macro=self.reading.macro, precision=options.precision
+    ).items
+    if options.limit and options.limit < len(chosen):
+      first = subset.order(items, options.seed, self.reading.macro)[: options.limit]
+      kept = {item.id for item in first}
+      chosen = [item for item in items if item.id in kept]
+    self.sizes = _sizes(items) if len(chosen) < len(items) else None
+    self.column = questions.column_of(wanted, items, pool, len(chosen))
+    self.questions = [questions.question(wanted, item, pool, options) for item in chosen]
+    self.contaminated = options.seen([dict(i.fields) for i in chosen]) if options.seen else None
+    self.headline: tuple[str, ...] = (self.column,)
+
+  def about(self) -> dict[str, Any]:
+    """What must be equal where records are compared."""
+    return {
+      'task': self.wanted.name,
+      'column': self.column,
+      'version': self.wanted.benchmark.version,
+      'prompt-hash': self.wanted.benchmark.prompt_hash[self.wanted.reading],
+      'template': self.options.template,
+      'measures': list(self.reading.measures),
+      'percent': self.reading.percent,
+      'macro': self.reading.macro,
+    }
+
+  def run(self, subject: Subject, answers: Answers) -> Scores:
+    """Columns, and per-item records under `COLUMN-items`; of a single model.
+
+    Args:
+      subject: The model.
+      answers: What it has answered before, and where new answers go.
+    """
+    (scores,) = self.run_all(subject, [answers])
+    return scores
+
+  def run_all(self, subject: Subject, answers: Sequence[Answers]) -> list[Scores]:
+    """The same for each run of a subject."""
+    if isinstance(self.reading, Choose):
+      everything = self._choose(subject, answers)
+    else:
+      everything = self._write(subject, answers)
+    return [self._scores(records, grades) for records, grades in everything]
+
+  def _scores(self, records: list[Record], grades: Sequence[Grade | None]) -> Scores:
+    reading = self.reading
+    out: Scores = stats.columns(
+      self.column, records, reading.measures, reading.percent, reading.macro, self.sizes
+    )
+    if isinstance(reading, Generate) and reading.summary is not None:
+      out |= reading.summary([question.item for question in self.questions], grades)
+    return out | {f'{self.column}-items': records}
+
+  def _record(self, index: int, grade: Grade | None) -> Record:
+    question = self.questions[index]
+    record: Record = {
+      'id': question.item.id,
+      'digest': _digest(question.item.fields),
+      'group': question.item.group,
+      'about': self.about(),
+      'shots': question.shots,
+      'cut': question.cut,
+    }
+    if self.contaminated is not None:
+      record['contaminated'] = bool(self.contaminated[index])
+    if grade is None or not set(self.reading.measures) <= set(grade.scores):
+      record['missing'] = True
+    else:
+      record |= {'scores': dict(grade.scores), 'extracted': grade.extracted}
+    return record | ({'notes': dict(grade.notes)} if grade is not None and grade.notes else {})
+
+  # Which of several continuations is likeliest.
+
+  def _choose(
+    self, subject: Subject, answers: Sequence[Answers]
+  ) -> Iterator[tuple[list[Record], list[Grade | None]]]:
+    assert isinstance(self.reading, Choose)
+    nothing = [prompts.beginning(self.options.tokenizer)]
+    pairs: list[tuple[list[int], list[int]]] = []
+    for question in self.questions:
+      pairs += [(question.ids, continuation) for continuation in question.continuations]
+      if self.reading.unconditional:
+        pairs += [(nothing, continuation) for continuation in question.continuations]
+    texts = [Text(np.asarray([*ids, *more], np.int32), len(ids)) for ids, more in pairs]
+    for found in scored(subject, texts, answers, self.options.tokens_per_batch):
+      at = 0
+      records: list[Record] = []
+      grades: list[Grade | None] = []
+      for index, question in enumerate(self.questions):
+        count = len(question.continuations)
+        given = self._choices(question, found[at : at + count])
+        at += count
+        rest: tuple[Choices, ...] = ()
+        if self.reading.unconditional:
+          rest = (self._choices(question, found[at : at + count]),)
+          at += count
+        grade = self.reading.grade(question.item, given, *rest)
+        grades.append(grade)
+        logprobs = [round(float(value), 6) for value in given.logprobs]
+        records.append(self._record(index, grade) | {'logprobs': logprobs})
+      yield records, grades
+
+  def _choices(self, question: Question, found: Sequence[tuple[float, bool]]) -> Choices:
+    assert isinstance(self.reading, Choose)
+    return Choices(
+      list(self.reading.choices(question.item)),
+      np.array([logprob for logprob, _ in found], np.float64),
+      np.array([greedy for _, greedy in found]),
+      np.array([len(ids) for ids in question.continuations]),
+    )
+
+  # What the model writes.
+
+  def _write(
+    self, subject: Subject, answers: Sequence[Answers]
+  ) -> Iterator[tuple[list[Record], list[Grade | None]]]:
+    reading = self.reading
+    assert isinstance(reading, Generate)
+    runs = max(subject.runs, 1)
+    turns = [list(reading.turns(question.item)) for question in self.questions]
+    written: list[list[list[Any]]] = [[[] for _ in self.questions] for _ in range(runs)]
+    for turn in range(1 + max(map(len, turns), default=0)):
+      asked = [i for i in range(len(self.questions)) if turn <= len(turns[i])]
+      if turn == 0 or runs == 1:
+        requests = [self._request(i, turns[i][:turn], written[0][i]) for i in asked]
+        for run, outputs in enumerate(self._generate(subject, requests, answers)):
+          for i, output in zip(asked, outputs, strict=True):
+            written[run][i].append(output)
+      else:
+        raise UserError(
+          'a benchmark of several turns is run on one model at a time',
+          self.wanted.name,
+          'evaluate the runs one by one',
+        )
+    for outputs in written:
+      yield self._graded(outputs)
+
+  def _graded(self, outputs: list[list[Any]]) -> tuple[list[Record], list[Grade | None]]:
+    reading = self.reading
+    assert isinstance(reading, Generate)
+    items = [question.item for question in self.questions]
+    several = [len(given) > 1 for given in outputs]
+    texts: list[Any] = [
+      tuple(one['text'] for one in given) if many else given[0]['text']
+      for given, many in zip(outputs, several, strict=True)
+    ]
+    grades: Sequence[Grade | None]
+    if reading.grade_all is not None:
+      grades = reading.grade_all(texts, items, self.options.services)
+    else:
+      assert reading.grade is not None
+      grades = [reading.grade(text, item) for text, item in zip(texts, items, strict=True)]
+    records = []
+    for index, (grade, given, text) in enumerate(zip(grades, outputs, texts, strict=True)):
+      more = {
+        'output': list(text) if isinstance(text, tuple) else text,
+        'output-tokens': sum(one['tokens'] for one in given),
+        'finish': given[-1]['finish'],
+      }
+      records.append(self._record(index, grade) | more)
+    return records, list(grades)
+
+  def _request(self, index: int, turns: Sequence[str], before: Sequence[Mapping]) -> Request:
+    """The request for the next answer, after some turns that were answered."""
+    reading, question = self.reading, self.questions[index]
+    assert isinstance(reading, Generate)
+    ids = question.ids
+    if turns:
+      rounds = list(question.prompt.question)
+      for answer, turn in zip(before, turns, strict=True):
+        rounds += [Round('assistant', answer['text']), Round('user', turn)]
+      longer = dataclasses.replace(question.prompt, question=tuple(rounds))
+      ids = prompts.token_ids(longer, self.options.tokenizer, self.options.template)
+    ids = ids[-(self.options.window - 1) :]
+    seed = int(_digest([self.options.seed, question.item.id, len(turns)]), 16) % 2**32
+    temperature = reading.temperature(question.item)
+    return Request(
+      tuple(ids),
+      min(reading.max_new, self.options.window - len(ids)),
+      tuple(reading.stops(question.shots)),
+      # A benchmark knows what settles its raw prompts; in a conversation no further question comes.
+      reading.settled,
+      temperature,
+      seed if temperature else 0,
+    )
+
+  def _generate(
+    self, subject: Subject, requests: Sequence[Request], answers: Sequence[Answers]
+  ) -> list[list[Any]]:
+    """Answers of each run to each request, as JSON, from before or new."""
+    keys = [request_key(request) for request in requests]
+    todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
+    engine = Engine(
+      subject,
+      self.detokenize,
+      self.options.stop_ids,
+      slots=self.options.slots,
+      tokens_per_batch=self.options.tokens_per_batch,
+    )
+
+    def keep(run: int, index: int, output: Any) -> None:
+      value = {'text': output.text, 'tokens': len(output.ids), 'finish': output.finish}
+      answers[run].put(keys[todo[index]], value)
+
+    engine.generate([requests[i] for i in todo], keep)
+    return [[held[key] for key in keys] for held in answers]
+
+  def detokenize(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens alone, as lm-eval's models give it."""
+    return self.options.tokenizer.decode(
+      list(new), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+def scored(
+  subject: Subject, texts: Sequence[Text], answers: Sequence[Answers], tokens_per_batch: int
+) -> list[list[tuple[float, bool]]]:
+  """Of each run, the log-likelihood of each text's scored tokens and whether all were greedy."""
+  keys = [text_key(text) for text in texts]
+  todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
+  found = loglik.score(subject, [texts[i] for i in todo], tokens_per_batch)
+  for i, one in zip(todo, found, strict=True):
+    total, greedy = loglik.sums(one)
+    for run, held in enumerate(answers):
+      pick = (lambda x: x[run]) if subject.runs else (lambda x: x)  # noqa: B023 (used at once)
+      held.put(keys[i], [float(pick(total)), bool(pick(greedy))])
+  return [[tuple(held[key]) for key in keys] for held in answers]
+
+
+def _sizes(items: Sequence[Item]) -> dict[str, int]:
+  sizes: dict[str, int] = {}
+  for item in items:
+    sizes[item.group] = sizes.get(item.group, 0) + 1
+  return sizes
+
+
+def _digest(value: Any) -> str:
+  text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,144 @@
+"""Benchmarks inside a run: columns, records, resuming, what is refused before anything is done."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from sft_jax.evals import benchmarks, suite
+from sft_jax.evals.answers import Answers
+from sft_jax.utils.errors import UserError
+from tests import tiny
+from tests.evals.tasks import choice_files
+
+TASKS = 'perplexity,arc_easy:2shot:ll,boolq:0shot:ll,boolq:gen,gsm8k:0shot'
+
+
+@pytest.fixture(scope='module')
+def bench(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('bench')
+  choice_files.write(directory)
+  known = tiny.records()[0]
+  questions = [known['instruction'], *(f'{n} birds and {n} more?' for n in range(5))]
+  rows = [{'question': q, 'answer': f'So.\n#### {n}'} for n, q in enumerate(questions)]
+  (directory / 'gsm8k_test.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  return directory
+
+
+def settings(tiny_files, bench, **changes):
+  given = {
+    'eval__tasks': TASKS,
+    'eval__data_dir': str(bench),
+    'eval__template': 'raw',
+    'train__epochs': 1.0,
+    'train__snapshot_at': '1',
+  }
+  return tiny.config(*tiny_files, **(given | changes))
+
+
+@pytest.fixture(scope='module')
+def finished(tiny_files, bench, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  return workdir, tiny.run(workdir, settings(tiny_files, bench))
+
+
+def columns(row):
+  return {name for name in row if name.startswith(('arc', 'boolq', 'BoolQ', 'gsm8k'))}
+
+
+def is_count(name):
+  return name.endswith('-n') and not name.endswith('-contaminated-n')
+
+
+def test_rows_have_the_benchmarks_columns(finished):
+  _, rows = finished
+  for row in rows:
+    heads = [name for name in columns(row) if is_count(name)]
+    assert len(heads) == 4, columns(row)
+    for head in heads:
+      name = head.removesuffix('-n')
+      assert 0 <= row[name] <= 100 and row[f'{name}-low'] <= row[name] <= row[f'{name}-high']
+  assert columns(rows[0]) == columns(rows[1])
+  assert not {'gsm8k-0shot', 'BoolQ-0shot'} & columns(rows[0]), 'these are not the published data'
+
+
+def test_records_of_each_item_are_kept(finished):
+  workdir, rows = finished
+  for head in filter(is_count, columns(rows[0])):
+    name = head.removesuffix('-n')
+    for row in rows:
+      records = tiny.read_jsonl(workdir / 'samples' / f'{name}-{row["step"]}.jsonl')
+      assert len(records) == row[head] + row[f'{name}-missing']
+      measure = records[0]['about']['measures'][0]
+      mean = 100 * np.mean([record['scores'][measure] for record in records])
+      assert mean == pytest.approx(row[name])
+      assert all(math.isfinite(x) for r in records for x in r.get('logprobs', ()))
+  assert not list(workdir.glob('answers-*')), 'kept only until an evaluation is done'
+
+
+def test_nothing_is_asked_twice(tiny_files, bench, tmp_path, monkeypatch):
+  """An evaluation that died in the middle goes on where it was."""
+  asked = []
+  score, crash = suite.loglik.score, [2]
+
+  def counted(subject, texts, tokens):
+    out = score(subject, texts, tokens)
+    asked.extend(text.ids.tobytes() for text in texts)
+    return out
+
+  put = Answers.put
+
+  def put_or_die(self, key, value):
+    put(self, key, value)
+    if crash and self._path and len(self._held) == 9:
+      crash.pop()
+      raise RuntimeError('died')
+
+  monkeypatch.setattr(suite.loglik, 'score', counted)
+  monkeypatch.setattr(Answers, 'put', put_or_die)
+  given = settings(tiny_files, bench, eval__tasks='arc_easy:ll,boolq:ll')
+  with pytest.raises(RuntimeError, match='died'):
+    tiny.run(tmp_path / 'w', given)
+  first = len(asked)
+  monkeypatch.setattr(Answers, 'put', put)
+  rows = tiny.run(tmp_path / 'w', given)
+  assert len(rows) == 2
+  texts = len(asked) - first
+  assert 2 * (texts + 9) == 2 * len(set(asked)) + texts + 9, 'nine answers were there already'
+
+
+@pytest.mark.parametrize(
+  'changes, match',
+  [
+    ({'eval__tasks': 'gsm9k'}, "no task 'gsm9k'.*did you mean gsm8k"),
+    ({'eval__tasks': 'gsm8k:ll'}, "'ll' is no reading of gsm8k"),
+    ({'eval__tasks': 'gsm8k:-1shot'}, 'no number of shots'),
+    ({'eval__tasks': 'arc_easy,arc_easy:ll'}, 'named twice'),
+    ({'eval__tasks': 'arc_easy:999shot'}, '999 shots, and the data'),
+    ({'eval__tasks': 'humaneval'}, 'config.eval.run_code'),
+    ({'eval__tasks': 'mt_bench'}, 'SFT_JAX_JUDGE_URL'),
+    ({'eval__tasks': 'hellaswag', 'eval__data_dir': '/nowhere'}, 'no such directory'),
+    ({'eval__tasks': 'triviaqa'}, 'no file triviaqa'),
+    ({'eval__template': 'poem'}, 'eval.template'),
+  ],
+)
+def test_refused_before_anything_is_written(tiny_files, bench, tmp_path, changes, match):
+  with pytest.raises(UserError, match=match) as e:
+    tiny.run(tmp_path / 'w', settings(tiny_files, bench, **changes))
+  assert '\n' not in str(e.value) and not (tmp_path / 'w').exists()
+
+
+def test_a_limit_is_in_the_column_s_name(tiny_files, bench, tmp_path):
+  given = settings(tiny_files, bench, eval__tasks='gsm8k:0shot', eval__limit=3)
+  rows = tiny.run(tmp_path / 'w', given)
+  assert rows[0]['gsm8k-0shot-gen-n3-n'] == 3
+
+
+def test_every_benchmark_is_known_by_its_own_name():
+  for name, benchmark in benchmarks.BENCHMARKS.items():
+    assert benchmark.name == name
+    for reading in benchmark.readings:
+      wanted = benchmarks.parse(f'{name}:{benchmark.shots[-1]}shot:{reading}')
+      assert (wanted.reading, wanted.shots) == (reading, benchmark.shots[-1])
+      assert benchmarks.parse(wanted.name) == wanted
