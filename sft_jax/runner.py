@@ -20,6 +20,7 @@ from sft_jax.data.loader import Loader, Prefetch
 from sft_jax.data.sampler import Sampler
 from sft_jax.evals import core
 from sft_jax.models import source
+from sft_jax.parallel import compile as compile_lib
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.program import Program, by_backend
 from sft_jax.train import loop, precision
@@ -89,7 +90,7 @@ class Run:
     self.config, self.stop = config, stop
     mesh_lib.init_distributed()
     mesh_lib.check_accelerator(config.mesh.allow_idle)
-    _use_compilation_cache(config.cache_dir)
+    compile_lib.keep_programs(source.cache_root(config.cache_dir) / 'compiled')
     spec = self.spec = spec_lib.from_config(config, jax.default_backend())
     spec_lib.check_settings(config)
     precision.check_precision(
@@ -344,11 +345,3 @@ class Run:
     )
     log.say(f'exported step {step} to {out}')
     return out
-
-
-def _use_compilation_cache(cache_dir: str) -> None:
-  """Compiled programs are kept across runs, unless the environment says where or not."""
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    directory = source.cache_root(cache_dir) / 'compiled'
-    jax.config.update('jax_compilation_cache_dir', os.fspath(directory))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

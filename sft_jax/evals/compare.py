@@ -137,8 +137,10 @@ def _checked(file: epath.Path) -> Records:
   for number, record in enumerate(records, 1):
     about = record.get('about')
     lacks = [key for key in _ABOUT if not isinstance(about, dict) or key not in about]
-    lacks += [key for key in ('id',) if key not in record]
-    lacks += [] if record.get('missing') or 'scores' in record else ['scores']
+    needs = ('id',) if record.get('missing') else ('id', 'extracted', 'scores')
+    lacks += [key for key in needs if key not in record]
+    if not lacks and 'scores' in needs:
+      lacks = [key for key in about['measures'][:1] if record['scores'].get(key) is None]
     wrong = f'no {", ".join(lacks)}' if lacks else ''
     if not wrong and about != records[0]['about']:
       wrong = 'another evaluation than that of the first record'

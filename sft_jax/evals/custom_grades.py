@@ -86,12 +86,12 @@ def _grade_json(output: str, fields: Mapping[str, Any]) -> tuple[str | None, boo
   for text in (output, *_FENCE.findall(output), *_objects(output)):
     try:
       value = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError):
+      right = json_schema.is_valid(value, fields['schema'])
+      if 'answer' in fields:
+        right = right and json_schema.same(value, fields['answer'])
+      return json.dumps(value, ensure_ascii=False), right
+    except (ValueError, RecursionError):  # No JSON, or lists in lists without end.
       continue
-    right = json_schema.is_valid(value, fields['schema'])
-    if 'answer' in fields:
-      right = right and json_schema.same(value, fields['answer'])
-    return json.dumps(value, ensure_ascii=False), right
   return None, False
 
 

@@ -17,7 +17,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-  return _is_number(value) and value == int(value) >= 0
+  return _is_number(value) and value == value // 1 >= 0
 
 
 def _is_list(value: Any) -> bool:

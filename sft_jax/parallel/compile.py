@@ -1,10 +1,18 @@
-"""Options programs are compiled with, by backend."""
+"""Options programs are compiled with, and where they are kept."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+
+def keep_programs(directory: os.PathLike[str]) -> None:
+  """Compiled programs are kept across runs, unless the environment says where or not."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    jax.config.update('jax_compilation_cache_dir', os.fspath(directory))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def exact_jit(

@@ -176,6 +176,8 @@ def test_reading_files_and_directories(tmp_path):
     ({'id': '0'}, "second item '0'.*record 2"),
     ({'about': {**ABOUT, 'version': 2}}, 'another evaluation.*record 2'),
     ({'about': {}}, 'no task, version.*record 2'),
+    ({'scores': {'acc': None}}, 'no acc.*record 2'),
+    ({'scores': {}}, 'no acc.*record 2'),
     ({'about': None}, 'no task, version.*record 2'),
   ],
 )
