@@ -71,9 +71,8 @@ def get_config() -> ConfigDict:
   # Comma-separated: perplexity, builtin, or benchmarks as NAME[:Kshot][:ll|:gen] (see
   # sft_jax/evals/benchmarks.py), such as gsm8k:4shot:gen,mmlu:5shot:ll.
   config.eval.tasks = 'perplexity'
-  config.eval.data_dir = (
-    ''  # Directory of benchmark files in their original formats; '' is the hub.
-  )
+  # Directory of benchmark files in their original formats; '' is the hub.
+  config.eval.data_dir = ''
   config.eval.template = 'train'  # train (as in training) | raw | study | chat: of benchmarks.
   config.eval.precision = 0.0  # ± points each benchmark must give: a seeded subset; 0 asks all.
   config.eval.seed = 0  # Of subsets, sampling and the order put to judges.

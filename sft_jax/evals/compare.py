@@ -135,8 +135,8 @@ def _checked(file: epath.Path) -> Records:
   records = io.read_jsonl(file)
   seen: set[str] = set()
   for number, record in enumerate(records, 1):
-    about = record.get('about')
-    lacks = [key for key in _ABOUT if not isinstance(about, dict) or key not in about]
+    about = record['about'] if isinstance(record.get('about'), dict) else {}
+    lacks = [key for key in _ABOUT if key not in about]
     needs = ('id',) if record.get('missing') else ('id', 'extracted', 'scores')
     lacks += [key for key in needs if key not in record]
     if not lacks and 'scores' in needs:

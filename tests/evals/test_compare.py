@@ -199,7 +199,7 @@ def test_sign_test_is_exact():
 
 
 def test_one_group_is_tangos_interval():
-  """The bounds solve the score equation, with the likelihood maximised by search, not by formula."""
+  """The bounds solve the score equation, with the likelihood maximised by search."""
   for gains, losses, n in ((12, 2, 100), (3, 0, 50), (40, 41, 300), (0, 0, 20)):
     low, high = compare.paired_interval(np.array([gains]), np.array([losses]), np.array([n]))
     for delta in (float(low), float(high)):

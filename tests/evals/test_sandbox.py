@@ -141,7 +141,7 @@ print('tried', made, flush=True)
   'reads': """
 import glob, os
 for path in ['CANARY', '/etc/passwd', '/etc/shadow', '/proc/self/environ', '/proc/1/environ',
-             *glob.glob('/root/*'), *glob.glob('/home/*/*'), *glob.glob('/proc/PARENT/*')]:
+             *glob.glob('/root' '/*'), *glob.glob('/home' '/*/*'), *glob.glob('/proc/PARENT/*')]:
   if os.path.isfile(path):
     print('REACHED', path, open(path, 'rb').read(20))
 print('REACHED' if 'canary' in f'{os.environ}' else 'tried', flush=True)
