@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
   config.model.path = ''
   # none | int8 | int4: kernels of a frozen base in integers (LoRA only).
   config.model.quantize = 'none'
+  config.model.adapter = ''  # --mode=eval: directory of a PEFT adapter to score on the model.
 
   config.data = ConfigDict()
   config.data.name = ''  # A row of sft_jax/data/datasets.py, or

@@ -133,6 +133,11 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
   )
 
 
+def no_data(tokenizer: Any, template: str) -> Data:
+  """Of an evaluation that needs none."""
+  return Data([], [], [], [], audit.audit([], [], [], [], [], tokenizer, template), '', '')
+
+
 def contents(model: Model, data: Data, template: str) -> spec_lib.Contents:
   """Hashes of everything the factors of a run point to."""
   tokenizer = model.tokenizer

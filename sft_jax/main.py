@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from sft_jax.utils.errors import Interrupted, UserError
 
-MODES = ('run', 'export', 'fetch')
+MODES = ('run', 'eval', 'export', 'fetch')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with an argument after a colon.', lock_config=True
@@ -28,8 +28,8 @@ _MODE = flags.DEFINE_enum(
   'mode',
   'run',
   MODES,
-  'run: what the config describes. export: weights of a finished run. fetch: model and data of a '
-  'config, to run without a network.',
+  'run: what the config describes. eval: scores of a model. export: weights of a finished run. '
+  'fetch: model and data of a config, to run without a network.',
 )
 _VERBOSE = flags.DEFINE_bool('verbose', False, 'Also show what the libraries log.')
 
@@ -52,7 +52,11 @@ def main(argv: Sequence[str]) -> None:
     return
   from sft_jax import runner
 
-  if _MODE.value == 'export':
+  if _MODE.value == 'eval':
+    from sft_jax import evaluate
+
+    evaluate.evaluate(_CONFIG.value, _WORKDIR.value)
+  elif _MODE.value == 'export':
     runner.export(_CONFIG.value, _WORKDIR.value)
   else:
     runner.run(_CONFIG.value, _WORKDIR.value)

@@ -51,6 +51,9 @@ RELEASED_COLUMNS = (
   'cmmlu-0shot',
 )
 
+# What a row says of its model, before any score.
+IDENTITY = ('model_name', 'data_name', 'lora', 'epoch', 'data_size', 'lr_strategy', 'train-data')
+
 # What identifies a row within a study.
 ROW_KEY = ('run-id', 'step')
 

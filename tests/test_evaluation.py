@@ -2,12 +2,16 @@
 
 import json
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from sft_jax import evaluate as evaluate_lib
+from sft_jax import runner
 from sft_jax.evals import benchmarks, suite
 from sft_jax.evals.answers import Answers
+from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.utils.errors import UserError
 from tests import tiny
 from tests.evals.tasks import choice_files
@@ -41,6 +45,11 @@ def settings(tiny_files, bench, **changes):
 def finished(tiny_files, bench, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run') / 'w'
   return workdir, tiny.run(workdir, settings(tiny_files, bench))
+
+
+def evaluate(workdir, given):
+  with tiny.on_devices(), mock.patch.object(mesh_lib, 'make_mesh', runner.mesh_lib.make_mesh):
+    return evaluate_lib.evaluate(given, str(workdir))
 
 
 def columns(row):
@@ -142,3 +151,60 @@ def test_every_benchmark_is_known_by_its_own_name():
       wanted = benchmarks.parse(f'{name}:{benchmark.shots[-1]}shot:{reading}')
       assert (wanted.reading, wanted.shots) == (reading, benchmark.shots[-1])
       assert benchmarks.parse(wanted.name) == wanted
+
+
+def same_scores(row, other):
+  assert columns(row) == columns(other)
+  for name in columns(row):
+    assert row[name] == pytest.approx(other[name], abs=1e-4), name
+
+
+def test_a_model_by_itself_scores_as_in_a_run(finished, tiny_files, bench, tmp_path):
+  """But that nothing was trained on, so nothing can be contaminated."""
+  _, rows = finished
+  given = settings(tiny_files, bench, eval__tasks='arc_easy:2shot:ll,gsm8k:0shot', data__path='')
+  row = evaluate(tmp_path / 'e', given)
+  assert row['data_name'] == 'pretrain' and columns(row) < columns(rows[0])
+  for name in columns(row):
+    assert row[name] == pytest.approx(rows[0][name], abs=1e-4), name
+  assert tiny.read_jsonl(tmp_path / 'e' / 'rows.jsonl') == [row]
+  assert evaluate(tmp_path / 'e', given) == row
+
+
+def test_a_snapshot_and_its_adapter(finished, tiny_files, bench, tmp_path):
+  workdir, rows = finished
+  given = settings(tiny_files, bench, model__path=f'run:{workdir}@last')
+  row = evaluate(tmp_path / 'e', given)
+  same_scores(row, rows[1])
+  assert row['step'] == rows[1]['step'] and row['epoch'] == 1 and row['run-id'] == rows[1]['run-id']
+  trained = settings(tiny_files, bench)
+  trained.export.format = 'peft'
+  with tiny.on_devices():
+    adapter = runner.export(trained, str(workdir))
+  given = settings(tiny_files, bench, data__path='', model__adapter=adapter)
+  given.eval.tasks = 'arc_easy:2shot:ll,gsm8k:0shot'
+  row = evaluate(tmp_path / 'p', given)
+  for name in columns(row):
+    assert row[name] == pytest.approx(rows[1][name], abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+  'changes, match',
+  [
+    ({'model__path': 'run:/nowhere'}, '/nowhere'),
+    ({'model__path': 'run:{workdir}@7'}, 'no weights of step 7'),
+    ({'model__path': 'run:{workdir}@first'}, "'first' is no step"),
+    ({'model__adapter': '/nowhere'}, 'no PEFT adapter'),
+    ({'data__path': '', 'eval__tasks': 'perplexity'}, 'nothing to score'),
+  ],
+)
+def test_evaluations_that_cannot_be(finished, tiny_files, bench, tmp_path, changes, match):
+  changes = {k: v.format(workdir=finished[0]) for k, v in changes.items()}
+  with pytest.raises(UserError, match=match) as e:
+    evaluate(tmp_path / 'e', settings(tiny_files, bench, **changes))
+  assert '\n' not in str(e.value) and not (tmp_path / 'e').exists()
+
+
+def test_an_evaluation_in_a_run_s_workdir(finished, tiny_files, bench):
+  with pytest.raises(UserError, match='choose another --workdir'):
+    evaluate(finished[0], settings(tiny_files, bench))

@@ -39,6 +39,10 @@ EDGES = {
   'evaluation': ('utils', 'data.tokenize', 'data.formats', 'data.overlap', 'evals'),
   'scoring': ('utils', 'inputs', 'evals', 'evaluation', 'train.loop', 'workdir'),
   'program': ('utils', 'spec', 'inputs', 'parallel', 'data', 'models', 'train', 'evals'),
+  'evaluate': (
+    *('utils', 'spec', 'results', 'parallel', 'models', 'train', 'evals'),
+    *('workdir', 'inputs', 'scoring', 'runner'),
+  ),
   'runner': (
     *('utils', 'spec', 'results', 'parallel', 'data', 'models', 'train', 'evals'),
     *('workdir', 'summary', 'inputs', 'scoring', 'program'),

@@ -46,7 +46,7 @@ def test_nothing_after_a_capital_changes_the_first(text):
     ('The answer is **C**', 'C'),
     ('The answer is option B', 'B'),
     ('The correct answer is option: C', 'C'),
-    ('the correct answer is, so to say,\n\\boxed{D} and not A, surely', 'D'),
+    ('Not A: the correct answer is, so to say,\n\\boxed{D} surely', 'D'),
     ('The answer to the question is (A)', 'A'),
     ('答案是 D', 'D'),
     ('答案：C', 'C'),

@@ -1,0 +1,154 @@
+"""`--mode=eval`: scores of one model, in a workdir of their own.
+
+The model is whatever `config.model.path` names, with the PEFT adapter in `config.model.adapter` or
+without; or, as `run:DIR[@STEP]`, a snapshot that a run has kept. Tasks are those of a run's
+snapshots, in the same columns. Not for training (`runner.py`).
+"""
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sft_jax import inputs, results, runner, scoring
+from sft_jax import spec as spec_lib
+from sft_jax.evals import core
+from sft_jax.evals import model as eval_model
+from sft_jax.models import peft, source
+from sft_jax.models import quantize as quantize_lib
+from sft_jax.parallel import compile as compile_lib
+from sft_jax.parallel import mesh as mesh_lib
+from sft_jax.train import loop, precision
+from sft_jax.utils import io, log
+from sft_jax.utils.errors import UserError
+from sft_jax.workdir import Workdir
+
+_MEMORY_HELP = 'use more devices (config.mesh.fsdp) or config.model.quantize=int8'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluated:
+  """A model to score and what its row says of it."""
+
+  subject: eval_model.Subject
+  writer: core.Writer
+  data: inputs.Data
+  row: results.Row
+
+
+def evaluate(config: Any, workdir: str) -> results.Row:
+  """Scores a model on `config.eval.tasks` and writes one row; goes on where it was stopped.
+
+  Raises:
+    UserError: bad input; nothing was half-written.
+    Interrupted: stopped; what was answered is kept.
+  """
+  with loop.StopSignal(config.max_seconds) as stop:
+    with stop.at_once(), loop.explain_memory('loading the model', _MEMORY_HELP):
+      place = Workdir(workdir)
+      if place.claimed():
+        raise UserError('a run is at work here', workdir, 'choose another --workdir')
+      spec_lib.check_settings(config)
+      core.task_names(config.eval.tasks)
+      found = re.fullmatch(r'run:(.+?)(?:@(\w+))?', config.model.path)
+      one = _snapshot(config, found[1], found[2], stop) if found else _model(config)
+      window = one.subject.model.max_length
+      tasks = scoring.Scoring(config.eval, one.data, one.writer, window, place, stop)
+      if not tasks.tasks:
+        raise UserError(
+          'nothing to score', 'config.eval.tasks', 'name benchmarks, or give data for perplexity'
+        )
+    with place.taken():
+      scores = tasks.run(one.subject, 0, lambda step: None)
+      row = one.row | scores
+      place.put_row(row)
+  for name in tasks.headline:
+    error = row.get(f'{name}-stderr')
+    tail = f' ± {error:.2f}' if isinstance(error, float) else ''
+    log.say(f'{name:<32} {row[name]:.2f}{tail}' if name in row else f'{name:<32} not graded')
+  log.say(f'rows.jsonl and samples/ are in {workdir}')
+  return row
+
+
+def _model(config: Any) -> _Evaluated:
+  """What `config.model` names."""
+  mesh_lib.init_distributed()
+  mesh_lib.check_accelerator(config.mesh.allow_idle)
+  compile_lib.keep_programs(source.cache_root(config.cache_dir) / 'compiled')
+  mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  spec = spec_lib.from_config(_with_data(config), jax.default_backend())
+  model = inputs.load_model(spec.base, config.cache_dir, spec.max_length).cut_over(mesh)
+  has_data = bool(config.data.name or config.data.path)
+  if has_data:
+    data = inputs.load_data(spec, model.tokenizer, [])
+  else:
+    data = inputs.no_data(model.tokenizer, spec.template)
+  dtype = precision.DTYPES[spec.compute_dtype]
+  base = quantize_lib.load_params(model.checkpoint, model.cfg, mesh, dtype, spec.quantize)
+  adapter = scale = None
+  name, digest = model.name, model.checkpoint.fingerprint()[:12]
+  if config.model.adapter:
+    imported = peft.import_peft(config.model.adapter, model.cfg)
+    adapter = jax.tree.map(jnp.asarray, imported.adapter)
+    scale = jnp.full(model.cfg.num_layers, imported.scale, jnp.float32)
+    name = f'{name}+{os.path.basename(os.path.abspath(config.model.adapter))}'
+    digest += io.sha256_file(os.path.join(config.model.adapter, peft.WEIGHTS))[:12]
+  row = {
+    'model_name': name,
+    'data_name': 'pretrain',
+    'run-id': digest,
+    'step': 0,
+    'template': spec.template,
+    'compute-dtype': spec.compute_dtype,
+    'quantize': spec.quantize,
+  }
+  return _Evaluated(
+    eval_model.single(model.cfg, base, dtype, mesh, adapter, scale),
+    core.Writer(model.tokenizer, spec.template, config.eval.max_new_tokens),
+    data,
+    row,
+  )
+
+
+def _with_data(config: Any) -> Any:
+  """The config with some name of data where there is none: factors are checked together."""
+  config = ConfigDict(config.to_dict())
+  if not config.data.name and not config.data.path:
+    config.data.name = 'builtin'
+  # A base in integers is refused where it would be trained.
+  config.train.method = 'lora' if config.model.quantize != 'none' else config.train.method
+  return config
+
+
+def _snapshot(config: Any, directory: str, step: str | None, stop: loop.StopSignal) -> _Evaluated:
+  """Weights that the run in `directory` has kept: of a step, `best`, or the last."""
+  held = io.read_json(os.path.join(directory, 'config.json'))
+  if not isinstance(held, dict) or 'config' not in held:
+    raise UserError('not a run', directory, 'name the workdir of a run')
+  its = ConfigDict(held['config'])
+  # What is asked, and on what devices, is ours to say; what the weights are is the run's.
+  its.eval, its.mesh, its.cache_dir = config.eval, config.mesh, config.cache_dir
+  its.export.format = 'none'
+  job = runner.Run(its, directory, stop)
+  checkpoints = job.checkpoints(read_only=True)
+  kept = checkpoints.weights_steps()
+  best = checkpoints.best_step() if step == 'best' else None
+  if not kept:
+    raise UserError('no weights are kept here', directory, 'see config.checkpoint.keep_weights')
+  if step not in (None, 'best', 'last') and not step.isdigit():
+    raise UserError(f'{step!r} is no step', 'config.model.path', 'write run:DIR@best or @120')
+  number = int(step) if step and step.isdigit() else best or kept[-1]
+  weights = checkpoints.restore_weights(number, job.program.abstract_weights())
+  checkpoints.close()
+  base = None
+  if job.program.is_lora:
+    base = job.program.load_base(job.program.dtype, job.spec.quantize)
+  before = next((row for row in job.workdir.rows() if row['step'] == number), {})
+  row = {name: value for name, value in before.items() if name in results.IDENTITY}
+  factors = {spec_lib.FACTORS[f].column: value for f, value in job.spec.factors().items()}
+  row = {**factors, **row, 'run-id': job.run_id, 'step': number}
+  return _Evaluated(job.program.subject(base, weights), job.writer, job.data, row)
