@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
 
   config.eval = ConfigDict()
   # Comma-separated: perplexity, builtin, or benchmarks as NAME[:Kshot][:ll|:gen] (see
-  # sft_jax/evals/benchmarks.py), such as gsm8k:4shot:gen,mmlu:5shot:ll.
+  # sft_jax/evals/benchmarks.py), such as gsm8k:4shot:gen,mmlu:5shot:ll; or a file
+  # of your own, custom:FILE.jsonl (sft_jax/evals/tasks/custom.py).
   config.eval.tasks = 'perplexity'
   # Directory of benchmark files in their original formats; '' is the hub.
   config.eval.data_dir = ''

@@ -111,7 +111,9 @@ def prepare(wanted: Sequence[Wanted], config: Any, options: Options) -> list[Ben
         'SFT_JAX_JUDGE_URL',
         'set it, SFT_JAX_JUDGE_MODEL and SFT_JAX_JUDGE_KEY, or leave the task out',
       )
-    if one.benchmark.name in PROGRAMS and options.services.run_programs is None:
+    if one.benchmark.name in PROGRAMS and options.services.run_programs is not None:
+      sandbox.require(allow_weaker=config.run_code == 'weak')
+    elif one.benchmark.name in PROGRAMS:
       raise UserError(
         f'{one.benchmark.name} runs programs that the model wrote',
         'config.eval.run_code',

@@ -95,7 +95,7 @@ def contents(workdir):
     ('lora__rank', 100_000, 'at most 96'),
     ('lora__alpha', 0.0, 'more than 0'),
     ('lora__dropout', 1.0, 'between 0 and 1'),
-    ('eval__tasks', 'perplexity,mmlu', "no task 'mmlu'"),
+    ('eval__tasks', 'perplexity,mmmu', "no task 'mmmu'"),
     ('eval__tokens_per_batch', 0, 'at least 1'),
     ('eval__max_new_tokens', 0, 'at least 1'),
     ('checkpoint__keep_weights', 'some', 'all, best, last, none'),
@@ -133,7 +133,7 @@ def test_settings_are_those_of_the_config_and_of_the_code():
   known = {factor.key for factor in spec.FACTORS.values()} | spec.SETTINGS.keys()
   # Checked by what reads them.
   elsewhere = {'data.bench_files', 'train.allow_lost_updates', 'train.snapshot_at', 'eval.tasks'}
-  elsewhere.add('cache_dir')
+  elsewhere |= {'cache_dir', 'model.adapter', 'eval.data_dir', 'eval.judge_budget'}
   for key in set(flat(config, '')) - known - elsewhere:
     assert key.startswith('mesh.'), f'{key} is checked nowhere'
 

@@ -10,6 +10,7 @@ from sft_jax.evals.tasks import (
   arc,
   boolq,
   cmmlu,
+  custom,
   gsm8k,
   hellaswag,
   hendrycks_math,
@@ -46,6 +47,13 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+def _own(text: str) -> Wanted:
+  """`custom:FILE[:Kshot]`, a benchmark of the user's own."""
+  path, shots = re.fullmatch(r'(.*?)(?::(\d+)shot)?', text).groups()  # type: ignore[union-attr]
+  benchmark = custom.load(path)
+  return Wanted(benchmark, next(iter(benchmark.readings)), int(shots or benchmark.shots[0]))
+
+
 def parse(text: str, others: tuple[str, ...] = ()) -> Wanted:
   """What `NAME[:Kshot][:READING]` asks for.
 
@@ -54,8 +62,10 @@ def parse(text: str, others: tuple[str, ...] = ()) -> Wanted:
     others: Further names there are, for the nearest one.
 
   Raises:
-    UserError: no such benchmark, reading or number of shots.
+    UserError: no such benchmark, reading or number of shots; a file that is no benchmark.
   """
+  if text.startswith(custom.PREFIX):
+    return _own(text)
   name, *parts = text.split(':')
   if name not in BENCHMARKS:
     near = difflib.get_close_matches(name, [*BENCHMARKS, *others], 1, 0.5)

@@ -66,7 +66,7 @@ class Comparison:
     p: Of the exact two-sided sign test over items, which is McNemar's for right and wrong.
     better, worse: Items where the second scores higher, and lower.
     detectable: Smallest difference found with 80 % power, as often as these rows differ; None where
-      one item tells nothing.
+      the items are too few for any.
     split: None for tasks without outputs.
     disagree: Pairs of records whose scores differ.
   """
@@ -345,4 +345,5 @@ def detectable(values: np.ndarray, groups: Sequence[str], macro: bool) -> float 
   weights = _weights(groups, macro)
   n = 1 / float(weights @ weights)
   share = (n * float(weights @ np.abs(change)) + 2) / (n + 2)
-  return reach * math.sqrt(max(share, reach**2 / n) / n)
+  least = reach * math.sqrt(max(share, reach**2 / n) / n)
+  return least if least <= 1 else None

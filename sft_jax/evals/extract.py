@@ -110,7 +110,7 @@ def first_option(text: str, options: str, cushion: bool = True) -> str:
 @functools.cache
 def _compiled(options: str, cushion: bool) -> tuple[re.Pattern[str], ...]:
   patterns = _OPTION_PATTERNS + (_CUSHION if cushion else ())
-  return tuple(re.compile(pattern.replace('@', options)) for pattern in patterns)
+  return tuple(re.compile(pattern.replace('@', options), re.DOTALL) for pattern in patterns)
 
 
 def last_option(text: str, options: str) -> str:

@@ -26,7 +26,6 @@ import importlib.resources
 import json
 import math
 import os
-import pathlib
 import secrets
 import selectors
 import signal
@@ -45,7 +44,6 @@ from sft_jax.utils.errors import UserError
 # The clock may go on for so many times the processor time: a busy machine makes no program fail.
 _PATIENCE = 5
 _SPARE_S = 60.0  # for the launcher, beyond the program's time
-_MIB = 1 << 20
 
 
 class Program(NamedTuple):
@@ -108,28 +106,35 @@ def run_all(
       for those that wait.
     workers: How many at a time; 0 for one a core.
     limits: Of each.
-    allow_weaker: Whether to run them where some of the protection cannot be had.
+    allow_weaker: As in `require`.
 
   Raises:
-    UserError: it cannot be had, and that is not allowed; or no program runs at all.
+    UserError: as `require`; or the sandbox does not start after all.
   """
-  if not programs:
-    return []
-  missing = capabilities()
-  if 'start' in missing or (missing and not allow_weaker):
-    what = '; '.join(f'{name}: {why}' for name, why in missing.items())
-    raise UserError(
-      f'generated programs cannot be shut in on this machine ({what})',
-      'config.eval.run_code',
-      'allow namespaces (as root with CAP_SYS_ADMIN, or user namespaces), leave out tasks that run '
-      'code, or allow a weaker sandbox',
-    )
+  require(allow_weaker)
   run = functools.partial(_run, timeout_s=timeout_s, limits=limits, strict=not allow_weaker)
   pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1)
   try:
     return list(pool.map(run, programs))
   finally:
     pool.shutdown(cancel_futures=True)
+
+
+def require(allow_weaker: bool = False) -> None:
+  """What `run_all` asks for, to be asked before any work is done for it.
+
+  Raises:
+    UserError: some protection is missing and that is not allowed, or nothing can be run.
+  """
+  missing = capabilities()
+  if 'start' in missing or (missing and not allow_weaker):
+    what = '; '.join(f'{name}: {why}' for name, why in missing.items())
+    raise UserError(
+      f'generated programs cannot be shut in on this machine ({what})',
+      'config.eval.run_code',
+      'allow namespaces (root with CAP_SYS_ADMIN, or user namespaces), leave these tasks out, or '
+      'do without: --config.eval.run_code=weak',
+    )
 
 
 def grades(
@@ -203,9 +208,8 @@ def _shut_in(
   ran, passed = (word.decode() for word in words)
   first = b''.join(map(_frame, (program.source, ' '.join(modules), ran)))
   second = b''.join(map(_frame, (checks, ' '.join(program.names), guard, passed)))
-  python = os.path.realpath(sys.executable)
-  here = importlib.resources.files('sft_jax.evals')
-  prefixes = {os.path.realpath(path) for path in (sys.base_prefix, sys.base_exec_prefix)}
+  here, python = importlib.resources.files('sft_jax.evals'), os.path.realpath(sys.executable)
+  needed = (sys.base_prefix, sys.base_exec_prefix, os.path.dirname(python))
   ours, theirs = socket.socketpair()
   with (
     ours,
@@ -215,17 +219,14 @@ def _shut_in(
   ):
     settings = {
       'python': python,
-      'prefixes': sorted(prefixes | {str(pathlib.Path(python).parent)}, key=len),
+      'prefixes': sorted({os.path.realpath(path) for path in needed}, key=len),
       'program': (here / 'sandbox_program.py').read_text('utf-8'),
       'workspace': os.path.realpath(workspace),
       'link': theirs.fileno(),
       'wall': timeout_s * _PATIENCE,
       'cpu': math.ceil(timeout_s),
-      'memory': limits.memory_mib * _MIB,
-      'disk': limits.disk_mib * _MIB,
-      'processes': limits.processes,
-      'open_files': limits.open_files,
       'strict': strict,
+      **limits._asdict(),
     }
     job.write(json.dumps(settings).encode())
     job.seek(0)

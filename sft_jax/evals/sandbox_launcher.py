@@ -134,7 +134,7 @@ def enter_root(job):
   root = f'{base}/jail'
   os.makedirs(f'{root}/tmp')
   # First: the interpreter may lie below /tmp.
-  size = f'mode=1777,size={job["disk"]},nr_inodes=4096'
+  size = f'mode=1777,size={job["disk_mib"]}m,nr_inodes=4096'
   call('mount', 'tmpfs', f'{root}/tmp', 'tmpfs', MS_NOSUID | MS_NODEV, size)
   for path in (*job['prefixes'], *LIBRARIES, *DEVICES):
     below = any(path == other or path.startswith(f'{other}/') for other in shown)
@@ -241,8 +241,8 @@ def become(job, uid, count, writing):
   """Limits, another user, and the program's interpreter in place of this one."""
   limits = {
     'CPU': job['cpu'],
-    'AS': job['memory'],
-    'FSIZE': job['disk'],
+    'AS': job['memory_mib'] << 20,
+    'FSIZE': job['disk_mib'] << 20,
     'NOFILE': job['open_files'],
     'CORE': 0,
   }

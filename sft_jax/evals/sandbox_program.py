@@ -42,7 +42,10 @@ def main() -> None:
   def failed(kind: str, error: BaseException) -> None:
     text = f'{kind}: {type(error).__name__}: {error}'
     write(LINK, text.encode('utf-8', 'backslashreplace')[:2000])
-    leave(0)
+    try:
+      sys.stdout.flush()
+    finally:
+      leave(0)
 
   source, imports, ready = receive(), receive().split(), receive()
   watched = [builtins, *map(importlib.import_module, imports)]

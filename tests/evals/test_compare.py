@@ -66,18 +66,18 @@ def test_by_hand():
 
 
 def test_macro_by_hand():
-  groups = ['x', 'x', 'x', 'y']
-  a, b = records([1, 0, 0, 0]), records([1, 1, 0, 1])
+  groups = ['x', 'x', 'x', 'y'] * 10
+  a, b = records([1, 0, 0, 0] * 10), records([1, 1, 0, 1] * 10)
   for part in (a, b):
     for record, group in zip(part, groups, strict=True):
       record['group'], record['about']['macro'] = group, True
   (one,) = compare.compare(row(a), row(b))
   assert one.scores == pytest.approx((50 / 3, 250 / 3))
   assert one.difference.mean == pytest.approx(100 * (1 / 3 + 1) / 2)
-  # Weights 1/6, 1/6, 1/6, 1/2: as good as 3 items; 2 of 3 disagree, by weight.
+  # Weights 1/60 and 1/20: as good as 30 items; 2 of 3 disagree, by weight.
   reach = stats.Z + 0.8416212335729143
-  share = (3 * (1 / 6 + 1 / 2) + 2) / 5
-  assert one.detectable == pytest.approx(100 * reach * math.sqrt(max(share, reach**2 / 3) / 3))
+  share = (30 * (1 / 6 + 1 / 2) + 2) / 32
+  assert one.detectable == pytest.approx(100 * reach * math.sqrt(share / 30))
 
 
 def test_form_and_ability_add_up():
@@ -375,6 +375,7 @@ def test_lines_of_one_item_and_caveats():
   assert 'one interval in 20' in text and 'x: 1 items left out' in text
   assert 'y: 1 items had different numbers of shots' in text
   assert found[0].difference.low is None and '–' in text
+  assert found[0].detectable is None
 
 
 def test_report_is_json():

@@ -580,6 +580,7 @@ def test_verdicts_say_why_and_keep_their_order(whole):
   verdicts = sandbox.run_all(programs, 1.0, 3, limits=SMALL)
   assert [v.reason for v in verdicts] == ['wrong', 'passed', 'error', 'killed', 'timeout', 'error']
   assert verdicts[2].detail == 'ZeroDivisionError: division by zero'
+  assert verdicts[2].output == 'so far\n'
   assert verdicts[5].detail == "NameError: name 'answer' is not defined"
   assert sandbox.run_all([], 1.0) == []
 
@@ -602,7 +603,7 @@ def test_what_is_missing_is_refused(monkeypatch):
     sandbox.run_all(programs, 1.0)
   monkeypatch.setattr(sandbox, 'capabilities', lambda: {'start': 'no interpreter'})
   with pytest.raises(UserError, match='no interpreter'):
-    sandbox.run_all(programs, 1.0, allow_weaker=True)
+    sandbox.require(allow_weaker=True)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """SmolLM2-135M-Instruct, a real pretrained model: logits and export against transformers."""
 
+import copy
 import functools
 import json
 
@@ -53,17 +54,23 @@ def test_logits_are_those_of_transformers(smollm2, loaded, smollm2_torch, data_d
     hidden = decoder.forward(cfg, params, tokens, positions, segments, dtype=jnp.float32)
     return hidden @ decoder.head_kernel(params)
 
-  worst = 0.0
+  # Transformers' own logits carry about 1e-4 of rounding, more or less by processor: its float64 is
+  # what both are measured by, and float32 against float32 is printed.
+  exact_model = copy.deepcopy(smollm2_torch).double()
+  worst = beside = 0.0
   with jax.default_matmul_precision('highest'), torch.no_grad():
     for row in rows:
       tokens = np.array([row + [0] * (longest - len(row))], np.int32)
       segments = (np.arange(longest) < len(row)).astype(np.int32)[None]
       ours = np.asarray(logits(params, tokens, segments))[:, : len(row)]
-      theirs = smollm2_torch(torch.tensor([row])).logits.numpy()
-      worst = max(worst, float(np.abs(ours - theirs).max()))
+      theirs, exact = (m(torch.tensor([row])).logits.numpy() for m in (smollm2_torch, exact_model))
+      worst = max(worst, float(np.abs(ours - exact).max()))
+      beside = max(beside, float(np.abs(ours - theirs).max()))
   with capsys.disabled():
-    print(f'\nSmolLM2, 20 prompts, float32: max |logit difference| {worst:.2e}')
-  assert worst <= 2e-4
+    print(
+      f'\nSmolLM2, 20 prompts, float32: max |logit difference| {beside:.2e}, to float64 {worst:.2e}'
+    )
+  assert worst <= 2e-4 and beside <= 3e-4
 
 
 def test_export_reloads_in_transformers(smollm2, loaded, smollm2_torch, tmp_path):

@@ -42,8 +42,8 @@ def _item(name: str, row: dict, source: str, published: bool = True) -> Item:
 
 
 def variant(items: Sequence[Item]) -> str:
-  """'ownshots' where shots are not those of the training split."""
-  return '' if all(item.fields['published'] for item in items) else 'ownshots'
+  """'nq-ownshots' where shots are not those of the training split."""
+  return '' if all(item.fields['published'] for item in items) else 'nq-ownshots'
 
 
 def ask(item: Item, shots: Sequence[Item]) -> Prompt:

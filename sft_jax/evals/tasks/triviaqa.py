@@ -50,8 +50,8 @@ def _item(name: str, row: dict, source: str, published: bool = True) -> Item:
 
 
 def variant(items: Sequence[Item]) -> str:
-  """'part' where the file is not the whole validation split."""
-  return '' if all(item.fields['published'] for item in items) else 'part'
+  """'triviaqa-part' where the file is not the whole validation split."""
+  return '' if all(item.fields['published'] for item in items) else 'triviaqa-part'
 
 
 def ask(item: Item, shots: Sequence[Item]) -> Prompt:

@@ -69,7 +69,7 @@ def test_every_real_item(benchmark, real):
   reading = benchmark.readings['gen']
   assert len(items) == {'triviaqa': 3000}.get(benchmark.name, benchmark.size)
   assert len({item.id for item in [*items, *pool]}) == len(items) + len(pool)
-  assert benchmark.variant(items) == {'triviaqa': 'part'}.get(benchmark.name, '')
+  assert benchmark.variant(items) == {'triviaqa': 'triviaqa-part'}.get(benchmark.name, '')
   always = 0
   for item in items:
     for gold in golds(benchmark, item):
@@ -340,7 +340,7 @@ def test_nq_shots(write):
   assert (len(items), pool) == (1, [])
   items, pool = nq.read(write('nq_open_shots.jsonl', record, record))
   assert len(pool) == 2 and nq.variant(items) == ''
-  assert nq.variant([*items, pool[0]]) == 'ownshots'
+  assert nq.variant([*items, pool[0]]) == 'nq-ownshots'
   items, pool = nq.read(write('nq_open_train.jsonl', record, record, record))
   assert len(pool) == 3 and nq.variant([*items, *pool]) == ''
   with pytest.raises(UserError, match=r"'answer' has 0 entries, needs 1 .*nq_open_train.jsonl:1"):
@@ -376,7 +376,7 @@ def test_triviaqa_files(write):
   items, pool = triviaqa.read(write('triviaqa_val_2.jsonl', record, record))
   assert [item.id for item in items] == ['0', '1', '2'] and pool == []
   assert items[2].source == 'triviaqa_val_2.jsonl:2'
-  assert triviaqa.variant(items) == 'part'
+  assert triviaqa.variant(items) == 'triviaqa-part'
   write('triviaqa_train.jsonl', record)
   items, pool = triviaqa.read(write('triviaqa_val.jsonl', record))
   assert triviaqa.variant([*items, *pool]) == '' and (len(items), len(pool)) == (1, 1)
