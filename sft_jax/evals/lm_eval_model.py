@@ -22,6 +22,114 @@ from sft_jax.evals.suite import scored
 _NEW = 256  # lm-eval's own default of new tokens
 
 
+class _Ours:
+  """What lm-eval asks of a model, but for the base class: lm_eval is imported when one is made."""
+
+  def __init__(
+    self,
+    subject: Subject,
+    tokenizer: Any,
+    stop_ids: Sequence[int],
+    window: int,
+    tokens_per_batch: int,
+    slots: int,
+  ):
+    super().__init__()
+    self._subject, self._tokenizer, self._stop_ids = subject, tokenizer, stop_ids
+    self._window, self._tokens_per_batch, self._slots = window, tokens_per_batch, slots
+
+  @property
+  def eot_token_id(self) -> int:
+    return int(self._tokenizer.eos_token_id)
+
+  @property
+  def prefix_token_id(self) -> int:
+    bos = self._tokenizer.bos_token_id
+    return self.eot_token_id if bos is None else int(bos)
+
+  @property
+  def tokenizer_name(self) -> str:
+    return str(self._tokenizer.name_or_path).replace('/', '__')
+
+  def chat_template(self, chat_template: bool | str = False) -> str | None:
+    return self._tokenizer.chat_template if chat_template else None
+
+  def apply_chat_template(
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
+    return self._tokenizer.apply_chat_template(
+      chat_history,
+      tokenize=False,
+      add_generation_prompt=add_generation_prompt,
+      continue_final_message=not add_generation_prompt,
+    )
+
+  def tok_encode(
+    self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+  ) -> list[int]:
+    # A text under a chat template may begin with the beginning of text already.
+    bos = self._tokenizer.bos_token
+    if add_special_tokens is None:
+      add_special_tokens = not (bos and string.startswith(bos))
+    return self._tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+  def _loglikelihood_tokens(
+    self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+  ) -> list[tuple[float, bool]]:
+    texts = []
+    for _, context, continuation in requests:
+      ids = [*context, *continuation][-(self._window + 1) :]
+      texts.append(Text(np.asarray(ids, np.int32), max(1, len(ids) - len(continuation))))
+    (found,) = scored(self._subject, texts, [Answers()], self._tokens_per_batch)
+    return found
+
+  def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+    from lm_eval import utils
+
+    windows: list[Any] = []
+    owners: list[int] = []
+    for number, request in enumerate(requests):
+      pairs = utils.get_rolling_token_windows(
+        token_list=self.tok_encode(request.args[0]),
+        prefix_token=self.prefix_token_id,
+        max_seq_len=self._window,
+        context_len=1,
+      )
+      for pair in map(utils.make_disjoint_window, pairs):
+        windows.append((None, *pair))
+        owners.append(number)
+    totals = [0.0] * len(requests)
+    for number, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+      totals[number] += logprob
+    return totals
+
+  def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+    asked = [self._request(*copy.deepcopy(request.args)) for request in requests]
+    engine = Engine(
+      self._subject,
+      self._text,
+      self._stop_ids,
+      slots=self._slots,
+      tokens_per_batch=self._tokens_per_batch,
+    )
+    (outputs,) = engine.generate(asked)
+    return [output.text for output in outputs]
+
+  def _request(self, context: str, how: dict[str, Any]) -> Request:
+    until = how.get('until') or []
+    stops = [until] if isinstance(until, str) else list(until)
+    given = [how[name] for name in ('max_gen_toks', 'max_new_tokens', 'max_tokens') if name in how]
+    new = int(given[0]) if given else _NEW
+    warm = float(how.get('temperature') or 0.0) if how.get('do_sample') else 0.0
+    ids = self.tok_encode(context)[-max(1, self._window - new) :]
+    # An empty stop would end every text at once.
+    stops = [stop for stop in stops if stop]
+    return Request(tuple(ids), new, tuple(stops), temperature=warm, seed=int(how.get('seed', 0)))
+
+  def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+    return self._tokenizer.decode(list(new), skip_special_tokens=True)
+
+
 def make(
   subject: Subject,
   tokenizer: Any,
@@ -41,96 +149,11 @@ def make(
     tokens_per_batch: Tokens on all devices at once.
     slots: Texts that are written at once.
   """
-  from lm_eval import utils
   from lm_eval.api.model import TemplateLM
 
   window = max_length or subject.model.max_length
 
-  class Model(TemplateLM):
+  class Model(_Ours, TemplateLM):
     """See `make`."""
 
-    @property
-    def eot_token_id(self) -> int:
-      return int(tokenizer.eos_token_id)
-
-    @property
-    def prefix_token_id(self) -> int:
-      bos = tokenizer.bos_token_id
-      return self.eot_token_id if bos is None else int(bos)
-
-    @property
-    def tokenizer_name(self) -> str:
-      return str(tokenizer.name_or_path).replace('/', '__')
-
-    def chat_template(self, chat_template: bool | str = False) -> str | None:
-      return tokenizer.chat_template if chat_template else None
-
-    def apply_chat_template(
-      self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-      return tokenizer.apply_chat_template(
-        chat_history,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
-      )
-
-    def tok_encode(
-      self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
-    ) -> list[int]:
-      # A text under a chat template may begin with the beginning of text already.
-      bos = tokenizer.bos_token
-      if add_special_tokens is None:
-        add_special_tokens = not (bos and string.startswith(bos))
-      return tokenizer.encode(string, add_special_tokens=add_special_tokens)
-
-    def _loglikelihood_tokens(
-      self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
-    ) -> list[tuple[float, bool]]:
-      texts = []
-      for _, context, continuation in requests:
-        ids = [*context, *continuation][-(window + 1) :]
-        texts.append(Text(np.asarray(ids, np.int32), max(1, len(ids) - len(continuation))))
-      (found,) = scored(subject, texts, [Answers()], tokens_per_batch)
-      return found
-
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-      windows, owners = [], []
-      for number, request in enumerate(requests):
-        pairs = utils.get_rolling_token_windows(
-          token_list=self.tok_encode(request.args[0]),
-          prefix_token=self.prefix_token_id,
-          max_seq_len=window,
-          context_len=1,
-        )
-        for pair in map(utils.make_disjoint_window, pairs):
-          windows.append((None, *pair))
-          owners.append(number)
-      totals = [0.0] * len(requests)
-      for number, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-        totals[number] += logprob
-      return totals
-
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-      asked = [self._request(*copy.deepcopy(request.args)) for request in requests]
-      engine = Engine(subject, self._text, stop_ids, slots=slots, tokens_per_batch=tokens_per_batch)
-      (outputs,) = engine.generate(asked)
-      return [output.text for output in outputs]
-
-    def _request(self, context: str, how: dict[str, Any]) -> Request:
-      until = how.get('until') or []
-      stops = [until] if isinstance(until, str) else list(until)
-      given = [
-        how[name] for name in ('max_gen_toks', 'max_new_tokens', 'max_tokens') if name in how
-      ]
-      new = int(given[0]) if given else _NEW
-      warm = float(how.get('temperature') or 0.0) if how.get('do_sample') else 0.0
-      ids = self.tok_encode(context)[-max(1, window - new) :]
-      # An empty stop would end every text at once.
-      stops = [stop for stop in stops if stop]
-      return Request(tuple(ids), new, tuple(stops), temperature=warm, seed=int(how.get('seed', 0)))
-
-    def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
-      return tokenizer.decode(list(new), skip_special_tokens=True)
-
-  return Model()
+  return Model(subject, tokenizer, stop_ids, window, tokens_per_batch, slots)
