@@ -3,6 +3,7 @@
 Not for rows (`results.py`) or for how a task scores (`evals/`).
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -94,7 +95,7 @@ class Scoring:
       name = ' '.join(task.headline)
       if name not in done:
         self._go_on()
-        with loop.explain_memory('evaluation', _MEMORY_HELP):
+        with loop.explain_memory('evaluation', _MEMORY_HELP), contextlib.closing(answers):
           columns, items = core.evaluate(task, subject, answers)
         _refuse_undefined(columns, step, reject)
         for kind, records in items.items():

@@ -6,7 +6,7 @@ beyond rounding. Dimension letters: see the legend in `models/decoder.py`.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,13 +63,19 @@ def _score(model, params, batch, prefix, runs, mesh, shards):
   return over_runs(one, runs, 0)(params, prefix)
 
 
-def score(subject: Subject, texts: Sequence[Text], tokens_per_batch: int = 4096) -> list[Scored]:
+def score(
+  subject: Subject,
+  texts: Sequence[Text],
+  tokens_per_batch: int = 4096,
+  done: Callable[[int, Scored], None] = lambda index, scored: None,
+) -> list[Scored]:
   """Scores the tokens of each text from its `start` on.
 
   Args:
     subject: The model, or R runs at once.
     texts: At least two tokens each.
     tokens_per_batch: Tokens on all devices at once (at least one row a device).
+    done: Called with the index of a text and its scores as soon as they are there.
 
   Returns:
     One for each text, in order.
@@ -93,6 +99,7 @@ def score(subject: Subject, texts: Sequence[Text], tokens_per_batch: int = 4096)
     logprobs, hits = logprobs.reshape(*lead, -1), hits.reshape(*lead, -1)
     for query, place in zip((q for row in members for q in row.queries), places, strict=True):
       results[query.text] = Scored(logprobs[..., place], hits[..., place])
+      done(query.text, results[query.text])
   return results
 
 

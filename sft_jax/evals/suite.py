@@ -258,12 +258,13 @@ def scored(
   """Of each run, the log-likelihood of each text's scored tokens and whether all were greedy."""
   keys = [text_key(text) for text in texts]
   todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
-  found = loglik.score(subject, [texts[i] for i in todo], tokens_per_batch)
-  for i, one in zip(todo, found, strict=True):
-    total, greedy = loglik.sums(one)
+
+  def keep(index: int, one: loglik.Scored) -> None:
+    totals, greedy = (np.atleast_1d(part) for part in loglik.sums(one))
     for run, held in enumerate(answers):
-      pick = (lambda x: x[run]) if subject.runs else (lambda x: x)  # noqa: B023 (used at once)
-      held.put(keys[i], [float(pick(total)), bool(pick(greedy))])
+      held.put(keys[todo[index]], [float(totals[run]), bool(greedy[run])])
+
+  loglik.score(subject, [texts[i] for i in todo], tokens_per_batch, keep)
   return [[tuple(held[key]) for key in keys] for held in answers]
 
 
