@@ -23,9 +23,6 @@ from sft_jax.evals.suite import BenchmarkTask
 from sft_jax.utils import log
 from sft_jax.utils.errors import UserError
 
-# Benchmarks whose answers are programs.
-PROGRAMS = ('humaneval', 'mbpp')
-
 
 def options(
   config: Any,
@@ -105,22 +102,29 @@ def prepare(wanted: Sequence[Wanted], config: Any, options: Options) -> list[Ben
   tasks = []
   for one in wanted:
     reading = one.benchmark.readings[one.reading]
-    if isinstance(reading, Generate) and reading.judgments and options.services.judge is None:
-      raise UserError(
-        f'{one.benchmark.name} needs a judge',
-        'SFT_JAX_JUDGE_URL',
-        'set it, SFT_JAX_JUDGE_MODEL and SFT_JAX_JUDGE_KEY, or leave the task out',
-      )
-    if one.benchmark.name in PROGRAMS and options.services.run_programs is not None:
-      sandbox.require(allow_weaker=config.run_code == 'weak')
-    elif one.benchmark.name in PROGRAMS:
-      raise UserError(
-        f'{one.benchmark.name} runs programs that the model wrote',
-        'config.eval.run_code',
-        'allow it with --config.eval.run_code=yes (they run in a sandbox), or leave the task out',
-      )
+    if isinstance(reading, Generate):
+      _require_services(one.benchmark.name, reading, config, options.services)
     task = BenchmarkTask(one, files, options)
     tokens = sum(len(question.ids) for question in task.questions)
     log.say(f'{one.name}: {len(task.questions)} questions, {tokens:,} tokens of prompts')
     tasks.append(task)
   return tasks
+
+
+def _require_services(name: str, reading: Generate, config: Any, services: Services) -> None:
+  """Raises UserError where grading will need what is not there."""
+  if reading.judgments and services.judge is None:
+    raise UserError(
+      f'{name} needs a judge',
+      'SFT_JAX_JUDGE_URL',
+      'set it, SFT_JAX_JUDGE_MODEL and SFT_JAX_JUDGE_KEY, or leave the task out',
+    )
+  if not reading.programs:
+    return
+  if services.run_programs is None:
+    raise UserError(
+      f'{name} runs programs that the model wrote',
+      'config.eval.run_code',
+      'allow it with --config.eval.run_code=yes (they run in a sandbox), or leave the task out',
+    )
+  sandbox.require(allow_weaker=config.run_code == 'weak')

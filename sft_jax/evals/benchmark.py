@@ -149,6 +149,7 @@ class Generate:
     macro: Whether the score is the mean of the groups' means.
     released: {shots: column} where the published table has this very measure.
     judgments: Requests an item makes to `Services.judge`; if any, there must be one.
+    programs: Whether outputs are programs, which `Services.run_programs` must run.
     summary: Items and their grades to columns that are no mean of one measure over all items, by
       their whole names. Those of the published table are among them only for the whole data.
   """
@@ -166,6 +167,7 @@ class Generate:
   macro: bool = False
   released: Mapping[int, str] = dataclasses.field(default_factory=dict)
   judgments: int = 0
+  programs: bool = False
   summary: Callable[[Sequence[Item], Sequence[Grade | None]], Mapping[str, Any]] | None = None
 
 

@@ -8,7 +8,7 @@ from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
 from sft_jax.evals import benchmarks, score
 from sft_jax.evals.answers import Answers
-from sft_jax.evals.generation import Engine, Request
+from sft_jax.evals.generation import Engine, Request, detokenizer
 from sft_jax.evals.model import Subject
 from sft_jax.evals.questions import Wanted
 from sft_jax.evals.tasks import builtin_short
@@ -57,13 +57,9 @@ class Writer:
       tokenize.prompt_ids([dict(m) for m in prompt], self.tokenizer, self.template)
       for prompt in prompts
     ]
-    engine = Engine(subject, self.detokenize, self.stop_ids)
+    engine = Engine(subject, detokenizer(self.tokenizer), self.stop_ids)
     (outputs,) = engine.generate([Request(prompt, self.max_new) for prompt in ids])
     return [output.text.strip() for output in outputs]
-
-  def detokenize(self, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text of new tokens, as it stands after the prompt."""
-    return self.tokenizer.decode(list(new), skip_special_tokens=True)
 
   def samples(self, subject: Subject, records: Sequence[Record]) -> list[dict[str, str]]:
     """Question, reference and answer for conversations of one turn."""

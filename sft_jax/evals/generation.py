@@ -63,6 +63,15 @@ class Output:
   finish: str
 
 
+def detokenizer(tokenizer: Any) -> Callable[[Sequence[int], Sequence[int]], str]:
+  """Prompt ids and new ids to the text of the new ones alone, as lm-eval's models give it."""
+
+  def text(prompt: Sequence[int], new: Sequence[int]) -> str:
+    return tokenizer.decode(list(new), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+  return text
+
+
 class Engine:
   """Generates for one subject.
 
@@ -71,7 +80,8 @@ class Engine:
     detokenize: Prompt ids and new ids to the new text.
     stop_ids: Tokens that end any text.
     slots: Most texts at once (of each run).
-    tokens: Most tokens in the caches of all slots of a run together, and in a batch of prompts.
+    cache_tokens: Most tokens in the caches of all slots of a run together.
+    tokens_per_batch: Most tokens of prompts that are run at once.
   """
 
   def __init__(

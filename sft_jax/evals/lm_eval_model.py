@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sft_jax.evals.answers import Answers
-from sft_jax.evals.generation import Engine, Request
+from sft_jax.evals.generation import Engine, Request, detokenizer
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
 from sft_jax.evals.suite import scored
@@ -107,7 +107,7 @@ class _Ours:
     asked = [self._request(*copy.deepcopy(request.args)) for request in requests]
     engine = Engine(
       self._subject,
-      self._text,
+      detokenizer(self._tokenizer),
       self._stop_ids,
       slots=self._slots,
       tokens_per_batch=self._tokens_per_batch,
@@ -125,9 +125,6 @@ class _Ours:
     # An empty stop would end every text at once.
     stops = [stop for stop in stops if stop]
     return Request(tuple(ids), new, tuple(stops), temperature=warm, seed=int(how.get('seed', 0)))
-
-  def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
-    return self._tokenizer.decode(list(new), skip_special_tokens=True)
 
 
 def make(

@@ -4,6 +4,7 @@ Prepared once (read, subset, tokenised), run on every snapshot. Columns are `sta
 per-item records. Not for which benchmarks there are (`benchmarks.py`) or what they ask (`tasks/`).
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -14,8 +15,8 @@ import numpy as np
 
 from sft_jax.evals import loglik, prompts, questions, stats, subset
 from sft_jax.evals.answers import Answers, request_key, text_key
-from sft_jax.evals.benchmark import Choices, Choose, Files, Generate, Grade, Item, Round
-from sft_jax.evals.generation import Engine, Request
+from sft_jax.evals.benchmark import Choices, Choose, Files, Generate, Grade, Round
+from sft_jax.evals.generation import Engine, Request, detokenizer
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
 from sft_jax.evals.questions import Options, Question, Wanted
@@ -45,7 +46,8 @@ class BenchmarkTask:
       first = subset.order(items, options.seed, self.reading.macro)[: options.limit]
       kept = {item.id for item in first}
       chosen = [item for item in items if item.id in kept]
-    self.sizes = _sizes(items) if len(chosen) < len(items) else None
+    whole = collections.Counter(item.group for item in items)
+    self.sizes = whole if len(chosen) < len(items) else None
     self.column = questions.column_of(wanted, items, pool, len(chosen))
     self.questions = [questions.question(wanted, item, pool, options) for item in chosen]
     self.contaminated = options.seen([dict(i.fields) for i in chosen]) if options.seen else None
@@ -232,7 +234,7 @@ class BenchmarkTask:
     todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
     engine = Engine(
       subject,
-      self.detokenize,
+      detokenizer(self.options.tokenizer),
       self.options.stop_ids,
       slots=self.options.slots,
       tokens_per_batch=self.options.tokens_per_batch,
@@ -244,12 +246,6 @@ class BenchmarkTask:
 
     engine.generate([requests[i] for i in todo], keep)
     return [[held[key] for key in keys] for held in answers]
-
-  def detokenize(self, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text of new tokens alone, as lm-eval's models give it."""
-    return self.options.tokenizer.decode(
-      list(new), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
 
 
 def scored(
@@ -266,13 +262,6 @@ def scored(
 
   loglik.score(subject, [texts[i] for i in todo], tokens_per_batch, keep)
   return [[tuple(held[key]) for key in keys] for held in answers]
-
-
-def _sizes(items: Sequence[Item]) -> dict[str, int]:
-  sizes: dict[str, int] = {}
-  for item in items:
-    sizes[item.group] = sizes.get(item.group, 0) + 1
-  return sizes
 
 
 def _digest(value: Any) -> str:

@@ -88,6 +88,7 @@ BENCHMARK = Benchmark(
     'gen': Generate(
       ask=ask,
       grade_all=_graded(code),
+      programs=True,
       max_new=512,
       settled=settled,
       released={0: 'humaneval-0shot'},
@@ -95,6 +96,7 @@ BENCHMARK = Benchmark(
     'raw': Generate(
       ask=ask_raw,
       grade_all=_graded(str),
+      programs=True,
       max_new=1024,
       stops=lambda shots: ('\nclass', '\ndef', '\n#', '\nif', '\nprint'),
     ),

@@ -190,6 +190,7 @@ BENCHMARK = Benchmark(
     'gen': Generate(
       ask=ask,
       grade_all=grade_all,
+      programs=True,
       max_new=512,
       released={0: 'mbpp-0shot', 3: 'mbpp_4shot'},
     )
