@@ -1,26 +1,16 @@
 """The generation engine against transformers' `generate`, and against itself in other layouts."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sft_jax.evals import generation
-from sft_jax.evals import model as eval_model
-from sft_jax.models import decoder, hf, lora
-from sft_jax.parallel import mesh as meshes
-from sft_jax.utils import trees
+from sft_jax.models import lora
+from tests.evals import toy
+from tests.evals.toy import plain, subject, torch_model, weights
 from tests.train import common
 
 MAX_NEW = 9
-
-
-@functools.cache
-def weights():
-  cfg = common.config(num_key_value_heads=1)
-  return cfg, common.params(cfg, 4)
 
 
 def prompts():
@@ -36,15 +26,6 @@ def alike(count=24):
   return [*(beginning + part for part in rest), *prompts()]
 
 
-def subject(base=None, devices=1, **adapter):
-  cfg, params = weights()
-  mesh = meshes.make_mesh(1, devices, 1, devices=jax.devices()[:devices])
-  shardings = hf.param_shardings(cfg, mesh)
-  place = lambda path, x: jax.device_put(x, shardings[path])
-  placed = trees.map_with_path(place, base or params)
-  return eval_model.single(cfg, placed, jnp.float32, mesh, **adapter)
-
-
 def text(prompt, new):
   """Each token as letters, so that a stop string may sit inside or across tokens."""
   return ''.join(f'<{token}>' for token in new)
@@ -54,12 +35,6 @@ def ours(given, stop_ids=(), model=None, *, requests=None, **options):
   engine = generation.Engine(model or subject(), text, stop_ids, **options)
   (outputs,) = engine.generate(requests or [generation.Request(p, MAX_NEW) for p in given])
   return [list(output.ids) for output in outputs]
-
-
-@functools.cache
-def torch_model():
-  pytest.importorskip('torch')
-  return common.torch_llama(*weights()).eval()
 
 
 def theirs(given, stop_ids=(), max_new=MAX_NEW):
@@ -161,8 +136,7 @@ def test_a_cohort_equals_its_runs_alone():
   cfg, _ = weights()
   adapter = common.adapter(cfg, [4, 2, 4], [1, 2, 3], b_size=0.3)
   scale = jnp.array([[2.0, 0.5], [1.0, 1.0], [0.0, 0.0]])
-  one = subject()
-  runs = eval_model.cohort(cfg, one.params['base'], jnp.float32, one.mesh, adapter, scale)
+  runs = toy.cohort(adapter, scale)
   requests = [generation.Request(p, 3 + i % 7) for i, p in enumerate(alike())]
   seen = []
   engine = generation.Engine(runs, text, (5,), slots=8)
@@ -192,34 +166,15 @@ def test_samples_depend_on_their_seed_alone():
 
 
 def test_samples_have_the_model_s_frequencies():
-  cfg, params = weights()
   prompt = prompts()[2]
   count = 2000
   requests = [generation.Request(prompt, 1, temperature=0.7, seed=s) for s in range(count)]
   drawn = np.array(ours(None, requests=requests, slots=256))[:, 0]
-  tokens = np.array([prompt])
-  hidden = decoder.forward(
-    cfg, params, tokens, np.arange(17)[None], np.ones_like(tokens), dtype=jnp.float32
-  )
-  logits = np.asarray(hidden[0, -1] @ decoder.head_kernel(params)) / 0.7
+  logits = np.asarray(toy.logits(weights()[1], np.array([prompt])))[0, -1] / 0.7
   want = np.exp(logits - logits.max())
   want /= want.sum()
   got = np.bincount(drawn, minlength=len(want)) / count
   assert np.abs(got - want).max() < 4 * np.sqrt(want.max() * (1 - want.max()) / count)
-
-
-def plain():
-  """A model that is no more than a function from tokens to logits."""
-  cfg, _ = weights()
-
-  def apply(params, tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    ones = jnp.ones_like(tokens)
-    hidden = decoder.forward(cfg, params, tokens, positions, ones, dtype=jnp.float32)
-    return hidden @ decoder.head_kernel(params)
-
-  model = eval_model.Plain(apply, common.VOCAB, 256)
-  return eval_model.Subject(model, weights()[1], subject().mesh)
 
 
 def test_a_model_that_is_only_a_function():

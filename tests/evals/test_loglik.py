@@ -2,32 +2,15 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sft_jax.evals import layout, loglik
-from sft_jax.evals import model as eval_model
-from sft_jax.models import decoder, hf, lora
-from sft_jax.parallel import mesh as meshes
-from sft_jax.utils import trees
+from sft_jax.models import lora
+from tests.evals import toy
+from tests.evals.toy import plain, subject, weights
 from tests.train import common
-
-
-@functools.cache
-def weights(**changes):
-  cfg = common.config(num_key_value_heads=1, max_position_embeddings=4096, **changes)
-  return cfg, common.params(cfg, 4)
-
-
-def subject(devices=1, base=None, **adapter):
-  cfg, params = weights()
-  mesh = meshes.make_mesh(1, devices, 1, devices=jax.devices()[:devices])
-  shardings = hf.param_shardings(cfg, mesh)
-  place = lambda path, x: jax.device_put(x, shardings[path])
-  placed = trees.map_with_path(place, base or params)
-  return eval_model.single(cfg, placed, jnp.float32, mesh, **adapter)
 
 
 def texts(seed=0):
@@ -50,8 +33,9 @@ def texts(seed=0):
 @functools.cache
 def reference():
   """Each text by itself through transformers."""
-  torch = pytest.importorskip('torch')
-  llama = common.torch_llama(*weights()).eval()
+  llama = toy.torch_model()
+  import torch
+
   found = []
   for text in texts():
     with torch.no_grad():
@@ -126,28 +110,13 @@ def test_adapters_together_equal_each_alone():
   cfg, _ = weights()
   adapter = common.adapter(cfg, [4, 2, 4], [1, 2, 3], b_size=0.3)
   scale = jnp.array([[2.0, 0.5], [1.0, 1.0], [0.0, 0.0]])
-  one = subject()
-  runs = eval_model.cohort(cfg, one.params['base'], jnp.float32, one.mesh, adapter, scale)
+  runs = toy.cohort(adapter, scale)
   together = loglik.score(runs, texts())
   for run in range(3):
     alone = subject(adapter=lora.one_run(adapter, run), lora_scale=scale[run])
     got = [loglik.Scored(s.logprobs[run], s.greedy[run]) for s in together]
     same(got, loglik.score(alone, texts()))
   same(got, reference())
-
-
-def plain():
-  """A model that is no more than a function from tokens to logits."""
-  cfg, params = weights()
-
-  def apply(params, tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    ones = jnp.ones_like(tokens)
-    hidden = decoder.forward(cfg, params, tokens, positions, ones, dtype=jnp.float32)
-    return hidden @ decoder.head_kernel(params)
-
-  model = eval_model.Plain(apply, common.VOCAB, 4096)
-  return eval_model.Subject(model, params, subject().mesh)
 
 
 def test_a_model_that_is_only_a_function():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from sft_jax.evals import extract, parse
 from sft_jax.evals.benchmark import Benchmark, Files, Generate, Grade, Item, Prompt, Round
+from sft_jax.evals.tasks import variants
 
 _HUB = 'google-research-datasets/nq_open'
 
@@ -24,26 +25,21 @@ def read(files: Files) -> tuple[list[Item], list[Item]]:
   rows = files.rows('nq_open_dev.jsonl', hub=f'{_HUB}@validation')
   items = [_item(str(index), *row) for index, row in enumerate(rows)]
   if not files.local or files.names('nq_open_train.jsonl*'):
-    rows, published = files.rows('nq_open_train.jsonl', hub=f'{_HUB}@train[:64]'), True
+    rows, name = files.rows('nq_open_train.jsonl', hub=f'{_HUB}@train[:64]'), ''
   elif files.names('nq_open_shots.jsonl*'):
-    rows, published = files.rows('nq_open_shots.jsonl'), False
+    rows, name = files.rows('nq_open_shots.jsonl'), 'nq-ownshots'
   else:
     return items, []
-  return items, [_item(f'shots/{index}', *row, published) for index, row in enumerate(rows)]
+  shots = [_item(f'shots/{index}', *row) for index, row in enumerate(rows)]
+  return items, variants.marked(shots, name)
 
 
-def _item(name: str, row: dict, source: str, published: bool = True) -> Item:
+def _item(name: str, row: dict, source: str) -> Item:
   fields = {
     'question': parse.text(row, 'question', source),
     'answers': parse.texts(row, 'answer', source),
-    'published': published,
   }
   return Item(name, fields, source=source)
-
-
-def variant(items: Sequence[Item]) -> str:
-  """'nq-ownshots' where shots are not those of the training split."""
-  return '' if all(item.fields['published'] for item in items) else 'nq-ownshots'
 
 
 def ask(item: Item, shots: Sequence[Item]) -> Prompt:
@@ -94,7 +90,7 @@ BENCHMARK = Benchmark(
   },
   shots=(0, 1, 5, 25),
   size=3610,
-  variant=variant,
+  variant=variants.variant,
   example=(
     _item('0', {'question': 'who drew the first map of the moon', 'answer': ['Galileo']}, ''),
     (

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from sft_jax.evals import extract, parse
 from sft_jax.evals.benchmark import Benchmark, Files, Generate, Grade, Item, Prompt, Round
+from sft_jax.evals.tasks import variants
 
 _HUB = 'mandarjoshi/trivia_qa:rc.nocontext'
 
@@ -27,14 +28,15 @@ def read(files: Files) -> tuple[list[Item], list[Item]]:
     for row in files.rows(path, hub=f'{_HUB}@validation')
   ]
   # Question ids repeat where a question was asked in two domains.
-  items = [_item(str(index), *row, published=whole) for index, row in enumerate(rows)]
+  items = [_item(str(index), *row) for index, row in enumerate(rows)]
+  items = variants.marked(items, '' if whole else 'triviaqa-part')
   if files.local and not files.names('triviaqa_train.jsonl*'):
     return items, []
   rows = files.rows('triviaqa_train.jsonl', hub=f'{_HUB}@train[:64]')
   return items, [_item(f'shots/{index}', *row) for index, row in enumerate(rows)]
 
 
-def _item(name: str, row: dict, source: str, published: bool = True) -> Item:
+def _item(name: str, row: dict, source: str) -> Item:
   answer = parse.field(row, 'answer', source)
   if not isinstance(answer, dict):
     raise parse.wrong(source, 'answer', 'is no object with value and aliases')
@@ -44,14 +46,8 @@ def _item(name: str, row: dict, source: str, published: bool = True) -> Item:
     'question': parse.text(row, 'question', source),
     'value': value,
     'answers': list(dict.fromkeys([value, *aliases])),
-    'published': published,
   }
   return Item(name, fields, source=source)
-
-
-def variant(items: Sequence[Item]) -> str:
-  """'triviaqa-part' where the file is not the whole validation split."""
-  return '' if all(item.fields['published'] for item in items) else 'triviaqa-part'
 
 
 def ask(item: Item, shots: Sequence[Item]) -> Prompt:
@@ -93,7 +89,7 @@ BENCHMARK = Benchmark(
   },
   shots=(0, 5),
   size=17_944,
-  variant=variant,
+  variant=variants.variant,
   example=(
     _item(
       '0',

@@ -47,18 +47,6 @@ def files(tmp_path):
   return LocalFiles(str(tmp_path))
 
 
-@pytest.fixture(scope='module')
-def real(data_dir):
-  return LocalFiles(str(data_dir / 'bench'))
-
-
-@pytest.mark.parametrize('benchmark', BENCHMARKS, ids=lambda benchmark: benchmark.name)
-def test_prompts_are_pinned(benchmark):
-  assert prompts.prompt_hash(benchmark, 'gen') == benchmark.prompt_hash['gen'], (
-    'a prompt has changed, so scores will: raise the version and pin the new hash'
-  )
-
-
 @pytest.mark.parametrize('benchmark', BENCHMARKS, ids=lambda benchmark: benchmark.name)
 def test_without_a_judge_or_data_there_is_one_line(benchmark):
   item, _ = benchmark.example
