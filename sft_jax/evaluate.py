@@ -50,12 +50,12 @@ def evaluate(config: Any, workdir: str) -> results.Row:
   with loop.StopSignal(config.max_seconds) as stop:
     with stop.at_once(), loop.explain_memory('loading the model', _MEMORY_HELP):
       place = Workdir(workdir)
-      if place.claimed():
-        raise UserError('a run is at work here', workdir, 'choose another --workdir')
       spec_lib.check_settings(config)
       core.task_names(config.eval.tasks)
       found = re.fullmatch(r'run:(.+?)(?:@(\w+))?', config.model.path)
       one = _snapshot(config, found[1], found[2], stop) if found else _model(config)
+      identity = _identity(config, one)
+      _refuse_others(place, identity)
       window = one.subject.model.max_length
       tasks = scoring.Scoring(config.eval, one.data, one.writer, window, place, stop)
       if not tasks.tasks:
@@ -63,8 +63,12 @@ def evaluate(config: Any, workdir: str) -> results.Row:
           'nothing to score', 'config.eval.tasks', 'name benchmarks, or give data for perplexity'
         )
     with place.taken():
+      _refuse_others(place, identity)
+      place.put_json('config.json', {'evaluated': identity, 'config': config.to_dict()})
       scores = tasks.run(one.subject, 0, lambda step: None)
-      row = one.row | scores
+      # What other tasks have given before stays.
+      before = next(iter(place.rows()), {})
+      row = before | one.row | scores
       place.put_row(row)
   for name in tasks.headline:
     error = row.get(f'{name}-stderr')
@@ -72,6 +76,29 @@ def evaluate(config: Any, workdir: str) -> results.Row:
     log.say(f'{name:<32} {row[name]:.2f}{tail}' if name in row else f'{name:<32} not graded')
   log.say(f'rows.jsonl and samples/ are in {workdir}')
   return row
+
+
+def _identity(config: Any, one: _Evaluated) -> dict[str, Any]:
+  """What all scores in one workdir share: the model, and how all tasks are asked."""
+  names = ('run-id', 'step', 'compute-dtype', 'quantize')
+  asked = {name: config.eval[name] for name in ('template', 'seed')}
+  return {name: one.row.get(name) for name in names} | asked
+
+
+def _refuse_others(place: Workdir, identity: dict[str, Any]) -> None:
+  """Raises UserError for the workdir of a run, or of another evaluation."""
+  if not place.claimed():
+    return
+  held = io.read_json(place.path / 'config.json')
+  evaluated = held.get('evaluated') if isinstance(held, dict) else None
+  if evaluated == identity:
+    return
+  what = 'the workdir of a run'
+  if evaluated:
+    pairs = ((name, evaluated.get(name), value) for name, value in identity.items())
+    differ = (f'{name} was {old!r}, is {new!r}' for name, old, new in pairs if old != new)
+    what = f'this workdir holds another evaluation: {"; ".join(differ)}'
+  raise UserError(what, str(place.path), 'choose another --workdir')
 
 
 def _model(config: Any) -> _Evaluated:

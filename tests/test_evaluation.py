@@ -172,6 +172,19 @@ def test_a_model_by_itself_scores_as_in_a_run(finished, tiny_files, bench, tmp_p
     assert row[name] == pytest.approx(rows[0][name], abs=1e-4), name
   assert tiny.read_jsonl(tmp_path / 'e' / 'rows.jsonl') == [row]
   assert evaluate(tmp_path / 'e', given) == row
+  # Another task in the same workdir adds to the row; another model or template is refused.
+  given.eval.tasks = 'boolq:0shot:ll'
+  more = evaluate(tmp_path / 'e', given)
+  assert more.items() >= row.items() and more.keys() > row.keys()
+  assert tiny.read_jsonl(tmp_path / 'e' / 'rows.jsonl') == [more]
+  given.eval.template = 'study'
+  with pytest.raises(UserError, match="another evaluation: template was 'raw', is 'study'"):
+    evaluate(tmp_path / 'e', given)
+  given.eval.template, given.model.path = 'raw', f'run:{finished[0]}'
+  with pytest.raises(UserError, match='another evaluation: run-id was'):
+    evaluate(tmp_path / 'e', given)
+  with pytest.raises(UserError, match='not a run'):
+    tiny.run(tmp_path / 'e', settings(tiny_files, bench))
 
 
 def test_a_snapshot_and_its_adapter(finished, tiny_files, bench, tmp_path):

@@ -75,18 +75,23 @@ def pair_ids(
   Raises:
     UserError: a continuation that has no tokens of its own.
   """
-  before = token_ids(prompt, tokenizer, template)
+  encode = lambda text: list(tokenizer(text, add_special_tokens=False)['input_ids'])
+  head: list[int] = []
   if template == 'raw':
     text, delimiter = raw_text(prompt), prompt.delimiter
+    head = list(tokenize.bos_prefix(tokenizer))
   elif template == 'study':
+    # Each question of it is a text of its own, so that what precedes the last one stands as it is.
     text, delimiter = tokenize.study_tail(messages(prompt)), ' '
+    before = token_ids(prompt, tokenizer, template)
+    head = before[: len(before) - len(encode(text))]
   else:
     text, delimiter = tokenize.chat_prompt(messages(prompt), tokenizer), ''
   bare = text.rstrip()
   delimiter = text[len(bare) :] + delimiter
   texts = [bare, *(bare + delimiter + continuation for continuation in continuations)]
   first, *rest = tokenizer(texts, add_special_tokens=False)['input_ids']
-  after = [ids[len(first) :] for ids in rest]
+  after = [list(ids[len(first) :]) for ids in rest]
   for continuation, ids in zip(continuations, after, strict=True):
     if not ids:
       raise UserError(
@@ -94,10 +99,7 @@ def pair_ids(
         'tokenizer',
         'evaluate this benchmark with its other reading',
       )
-  # What was moved to the continuation leaves the prompt.
-  whole = len(tokenizer(text, add_special_tokens=False)['input_ids']) if text != bare else 0
-  ids = before if text == bare or template != 'raw' else [*before[: len(before) - whole], *first]
-  return ids or [beginning(tokenizer)], after
+  return [*head, *first] or [beginning(tokenizer)], after
 
 
 def beginning(tokenizer: Any) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sft_jax.evals import prompts
+from sft_jax.evals import parse, prompts
 from sft_jax.evals.benchmark import Benchmark, Choose, Item, Prompt, Services
 from sft_jax.utils.errors import UserError
 
@@ -125,6 +125,8 @@ def question(wanted: Wanted, item: Item, pool: Sequence[Item], options: Options)
     if isinstance(reading, Choose):
       texts = list(reading.choices(item))
       ids, continuations = prompts.pair_ids(held, texts, tokenizer, template)
+      if len({*map(tuple, continuations)}) < len(continuations):
+        raise parse.wrong(item.source, 'choices', 'has two that are the same tokens')
       # The last token is only predicted.
       room = window + 1 - max(map(len, continuations))
     else:

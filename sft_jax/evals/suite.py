@@ -89,6 +89,7 @@ class BenchmarkTask:
     out: Scores = stats.columns(
       self.column, records, reading.measures, reading.percent, reading.macro, self.sizes
     )
+    out[f'{self.column}-version'] = self.wanted.benchmark.version
     if isinstance(reading, Generate) and reading.summary is not None:
       out |= reading.summary([question.item for question in self.questions], grades)
     return out | {f'{self.column}-items': records}
