@@ -96,10 +96,11 @@ def prepare(wanted: Sequence[Wanted], config: Any, options: Options) -> list[Ben
   """Benchmarks read and tokenised, with what they need checked before anything is computed.
 
   Raises:
-    UserError: data that are missing or malformed, no judge, or no leave to run programs.
+    UserError: data that are missing or malformed, no judge or one that is too dear, or no leave to
+      run programs.
   """
   files: Files = LocalFiles(config.data_dir) if config.data_dir else HubFiles()
-  tasks = []
+  tasks, judgments = [], 0
   for one in wanted:
     reading = one.benchmark.readings[one.reading]
     if isinstance(reading, Generate):
@@ -108,6 +109,10 @@ def prepare(wanted: Sequence[Wanted], config: Any, options: Options) -> list[Ben
     tokens = sum(len(question.ids) for question in task.questions)
     log.say(f'{one.name}: {len(task.questions)} questions, {tokens:,} tokens of prompts')
     tasks.append(task)
+    if isinstance(reading, Generate):
+      judgments += reading.judgments * len(task.questions)
+  if judgments and options.services.judge is not None:
+    options.services.judge.afford(judgments)
   return tasks
 
 

@@ -141,6 +141,27 @@ def test_refused_before_anything_is_written(tiny_files, bench, tmp_path, changes
   assert '\n' not in str(e.value) and not (tmp_path / 'w').exists()
 
 
+def test_a_judge_that_is_too_dear(tiny_files, bench, tmp_path, monkeypatch):
+  """Told before the model has written anything."""
+  monkeypatch.setenv('SFT_JAX_JUDGE_URL', 'http://127.0.0.1:9')
+  monkeypatch.setenv('SFT_JAX_JUDGE_MODEL', 'stern')
+  rows = [
+    {'dataset': 'd', 'instruction': f'Do {i}.', 'output': 'Done.', 'generator': 'g'}
+    for i in range(6)
+  ]
+  text = json.dumps(rows)
+  (tmp_path / 'alpaca_eval_gpt4_baseline.json').write_text(text)
+  given = settings(
+    tiny_files,
+    tmp_path,
+    eval__tasks='alpaca_eval',
+    eval__judge_budget='5 requests',
+  )
+  with pytest.raises(UserError, match='stern would cost up to 6 requests'):
+    tiny.run(tmp_path / 'w', given)
+  assert not (tmp_path / 'w').exists()
+
+
 def test_a_limit_is_in_the_column_s_name(tiny_files, bench, tmp_path):
   given = settings(tiny_files, bench, eval__tasks='gsm8k:0shot', eval__limit=3)
   rows = tiny.run(tmp_path / 'w', given)

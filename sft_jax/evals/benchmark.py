@@ -189,6 +189,14 @@ class Judge(Protocol):
   name: str
   seed: int
 
+  def afford(self, requests: int) -> None:
+    """To be called before any work is done for so many requests.
+
+    Raises:
+      UserError: they are more than it may cost.
+    """
+    ...
+
   def ask(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[str | None]:
     """Judgments of conversations (messages that end with the user's); None where there is none."""
     ...

@@ -14,7 +14,7 @@ import numpy as np
 
 from sft_jax.evals import parse
 from sft_jax.evals.benchmark import Verdict
-from sft_jax.evals.chats import Chat, Messages, Target
+from sft_jax.evals.chats import Amount, Chat, Messages, Target
 from sft_jax.evals.endpoint import Endpoint
 from sft_jax.utils.errors import UserError
 
@@ -104,6 +104,10 @@ class EndpointJudge:
   def __init__(self, endpoint: Endpoint, seed: int = 0):
     self.name, self.seed, self.endpoint = endpoint.model, seed, endpoint
 
+  def afford(self, requests: int) -> None:
+    """See `benchmark.Judge`; tokens are reckoned when there is something to judge."""
+    self.endpoint.afford(Amount(requests))
+
   def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
     """See `benchmark.Judge`.
 
@@ -128,6 +132,9 @@ class CallableJudge:
 
   def __init__(self, judge: Callable[[Messages], str | None], name: str, seed: int = 0):
     self._judge, self.name, self.seed = judge, name, seed
+
+  def afford(self, requests: int) -> None:
+    """See `benchmark.Judge`; a function costs nothing."""
 
   def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
     """See `benchmark.Judge`."""
