@@ -9,12 +9,17 @@ import pytest
 
 from sft_jax import evaluate as evaluate_lib
 from sft_jax import runner, scoring
-from sft_jax.evals import benchmarks, loglik
+from sft_jax.evals import benchmarks, loglik, suite
 from sft_jax.evals.answers import Answers
+from sft_jax.evals.benchmark import Services
+from sft_jax.evals.files import LocalFiles
+from sft_jax.evals.judge import CallableJudge
+from sft_jax.evals.questions import Options
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.utils.errors import UserError
 from tests import tiny
 from tests.evals.tasks import choice_files
+from tests.models.conftest import tiny_tokenizer
 
 TASKS = 'perplexity,arc_easy:2shot:ll,boolq:0shot:ll,boolq:gen,gsm8k:0shot'
 
@@ -160,6 +165,26 @@ def test_a_judge_that_is_too_dear(tiny_files, bench, tmp_path, monkeypatch):
   with pytest.raises(UserError, match='stern would cost up to 6 requests'):
     tiny.run(tmp_path / 'w', given)
   assert not (tmp_path / 'w').exists()
+
+
+def test_a_judge_that_tells_no_probabilities(tmp_path):
+  """It says who wins of all but one item, and the weighted rate of none."""
+  rows = [
+    {'dataset': 'd', 'instruction': f'Do {i}.', 'output': 'Done.', 'generator': 'g'}
+    for i in range(6)
+  ]
+  (tmp_path / 'alpaca_eval_gpt4_baseline.json').write_text(json.dumps(rows))
+  said = iter(['m', 'm', 'M', '?', 'M', 'm'])
+  services = Services(judge=CallableJudge(lambda messages: next(said), 'stern'))
+  options = Options(tiny_tokenizer(), 'raw', (), 512, services=services)
+  wanted = benchmarks.parse('alpaca_eval')
+  task = suite.BenchmarkTask(wanted, LocalFiles(str(tmp_path)), options)
+  outputs = [[{'text': 'Did.', 'tokens': 2, 'finish': 'end'}] for _ in rows]
+  scores = task._scores(*task._graded(outputs))
+  name = 'alpaca_eval-0shot-gen'
+  assert (scores[f'{name}-n'], scores[f'{name}-missing']) == (5, 1)
+  assert scores['alpaca_eval_v2-missing'] == 1 and 0 < scores[name] < 100
+  assert f'{name}-weighted' not in scores and 'alpaca_eval_v2-weighted' not in scores
 
 
 def test_a_limit_is_in_the_column_s_name(tiny_files, bench, tmp_path):

@@ -86,8 +86,11 @@ class BenchmarkTask:
 
   def _scores(self, records: list[Record], grades: Sequence[Grade | None]) -> Scores:
     reading = self.reading
+    graded = [record['scores'] for record in records if 'scores' in record]
+    # One that a judge gave for some items only has no mean over items; see `Generate.summary`.
+    measures = [name for name in reading.measures if all(name in given for given in graded)]
     out: Scores = stats.columns(
-      self.column, records, reading.measures, reading.percent, reading.macro, self.sizes
+      self.column, records, measures, reading.percent, reading.macro, self.sizes
     )
     out[f'{self.column}-version'] = self.wanted.benchmark.version
     if isinstance(reading, Generate) and reading.summary is not None:
@@ -106,7 +109,7 @@ class BenchmarkTask:
     }
     if self.contaminated is not None:
       record['contaminated'] = bool(self.contaminated[index])
-    if grade is None or not set(self.reading.measures) <= set(grade.scores):
+    if grade is None or self.reading.measures[0] not in grade.scores:
       record['missing'] = True
     else:
       record |= {'scores': dict(grade.scores), 'extracted': grade.extracted}
