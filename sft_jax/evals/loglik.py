@@ -23,7 +23,9 @@ from sft_jax.parallel.compile import exact_jit
 
 # Tokens in a row, and the smallest slots of a prefix: longer ones take rounder numbers.
 ROW, _PREFIX = 512, 128
-_CHUNK = 256
+# Chunks of positions whose logits exist at a time, and how many logits that may be on a device. In
+# small chunks a CPU spends its time on the head's kernel, in large ones on positions nobody needs.
+_CHUNKS, _LOGITS = (64, 256, 1024), 2**26
 
 
 class Scored(NamedTuple):
@@ -45,9 +47,9 @@ def _prefill(model, params, batch, runs, mesh):
   return over_runs(one, runs)(params, batch)
 
 
-@functools.partial(exact_jit, static_argnames=('model', 'runs', 'mesh', 'shards'))
-def _score(model, params, batch, prefix, runs, mesh, shards):
-  """Log-probabilities `[R?,B,T,M]` of targets, and the likeliest tokens `[R?,B,T]`."""
+@functools.partial(exact_jit, static_argnames=('model', 'runs', 'mesh', 'shards', 'chunk'))
+def _score(model, params, batch, prefix, runs, mesh, shards, chunk):
+  """Log-probabilities `[R?,B,T,M]` of targets, and whether each was the likeliest token."""
 
   def one(params, prefix):
     hidden, _ = model.extend(params, batch, prefix, keep=False, mesh=mesh)
@@ -56,7 +58,7 @@ def _score(model, params, batch, prefix, runs, mesh, shards):
       functools.partial(model.logits, params),
       batch['targets'],
       where=batch['targets'][..., 0] >= 0,
-      chunk=_CHUNK,
+      chunk=chunk,
       shards=shards,
     )
 
@@ -82,6 +84,7 @@ def score(
   """
   results: list[Scored] = [Scored(np.zeros(0), np.zeros(0))] * len(texts)
   plan = layout.plan(texts, ROW, subject.model.sharing)
+  chunk = _chunk(subject, plan, tokens_per_batch) if texts else 0
   for prefix, members, numbers, width in _batches(subject, plan, tokens_per_batch):
     subject.check()
     height = _height(len(members), width, tokens_per_batch, subject.shards)
@@ -91,10 +94,10 @@ def score(
     batch['targets'], places = layout.targets_of(members, height, width)
     placed = _put(subject, batch)
     out = _score(
-      subject.model, subject.params, placed, prefix, subject.runs, subject.mesh, subject.shards
+      *(subject.model, subject.params, placed, prefix, subject.runs),
+      *(subject.mesh, subject.shards, chunk),
     )
-    logprobs, best = (export.to_host(part) for part in out)
-    hits = best[..., None] == batch['targets']
+    logprobs, hits = (export.to_host(part) for part in out)
     lead = logprobs.shape[: bool(subject.runs)]
     logprobs, hits = logprobs.reshape(*lead, -1), hits.reshape(*lead, -1)
     for query, place in zip((q for row in members for q in row.queries), places, strict=True):
@@ -158,6 +161,15 @@ def _height(rows: int, width: int, budget: int, shards: int) -> int:
   while height < rows:
     height *= 2
   return min(height, max(shards, budget // width // shards * shards))
+
+
+def _chunk(subject: Subject, plan: layout.Layout, budget: int) -> int:
+  """Positions whose logits exist at a time: those of a usual batch, as far as memory allows."""
+  scored = sum(len(query.indices) for row in plan.rows for query in row.queries)
+  usual = scored * budget / (sum(plan.widths) * subject.shards)
+  most = _LOGITS // (subject.model.vocab_size * max(subject.runs, 1))
+  allowed = [chunk for chunk in _CHUNKS if chunk <= most] or [_CHUNKS[0]]
+  return next((chunk for chunk in allowed if chunk >= usual), allowed[-1])
 
 
 def _arrays(rows: Sequence[layout.Row], height: int, width: int) -> dict[str, np.ndarray]:

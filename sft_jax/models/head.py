@@ -24,35 +24,6 @@ class Plan(NamedTuple):
   trips: Array
 
 
-def target_logprobs(
-  hidden: Array,
-  head: Array,
-  targets: Array,
-  *,
-  chunk: int,
-  where: Array | None = None,
-  logit_softcap: float | None = None,
-  vocab: int | None = None,
-  shards: int = 1,
-) -> Array:
-  """Log-probability of each target, float32 [B,T]; 0 where the mask `where` [B,T] is false.
-
-  Only positions inside the mask are scored; columns of `head` from `vocab` on are no tokens. Not
-  differentiable.
-  """
-  kernel = head.astype(hidden.dtype)
-  mask = jnp.ones(targets.shape, bool) if where is None else where
-  scores, _ = score_targets(
-    hidden,
-    lambda h: logits_of(h, kernel, logit_softcap, vocab)[0],
-    targets[..., None],
-    where=mask,
-    chunk=chunk,
-    shards=shards,
-  )
-  return scores[..., 0]
-
-
 def score_targets(
   hidden: Array,
   logits: Callable[[Array], Array],
@@ -62,18 +33,20 @@ def score_targets(
   chunk: int,
   shards: int = 1,
 ) -> tuple[Array, Array]:
-  """Log-probabilities of several targets at each chosen position, and the likeliest token there.
+  """Log-probabilities of several targets at each chosen position, and whether each is the best.
+
+  Not differentiable. A target that shares the first place counts as the best.
 
   Args:
     hidden: `[B,T,D]`.
     logits: `[G,C,D]` to float32 `[G,C,V]`.
     targets: `[B,T,M]` int32.
-    where: bool `[B,T]`, positions to be scored; elsewhere both results are 0.
+    where: bool `[B,T]`, positions to be scored; elsewhere results are 0 and false.
     chunk: Positions of a shard that are worked on at once.
     shards: G, parts that B is divided into over devices.
 
   Returns:
-    float32 `[B,T,M]`, int32 `[B,T]`.
+    float32 `[B,T,M]`, bool `[B,T,M]`.
   """
   batch, length, count = targets.shape
   hidden, targets, mask = (shard(x, shards) for x in (hidden, targets, where))
@@ -86,22 +59,23 @@ def score_targets(
   def body(i: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
     h, _, w = take(hidden, plan, i, chunk)
     values = logits(h)
-    total = jax.nn.logsumexp(values, axis=-1)
+    # The maximum serves the sum and the comparison: neither an argmax nor a second pass is needed.
+    most = jnp.max(values, axis=-1)
+    total = most + jnp.log(jnp.sum(jnp.exp(values - most[..., None]), axis=-1))
     wanted = jax.lax.dynamic_slice_in_dim(targets, i * chunk, chunk, 1)
-    scores = jnp.stack([pick(values, wanted[..., m]) - total for m in range(count)], axis=-1)
-    best = jnp.argmax(values, axis=-1).astype(jnp.int32)
-    scores, best = jnp.where(w[..., None] > 0, scores, 0.0), jnp.where(w > 0, best, 0)
+    found = jnp.stack([pick(values, wanted[..., m]) for m in range(count)], axis=-1)
+    scored = w[..., None] > 0
+    scores = jnp.where(scored, found - total[..., None], 0.0)
+    best = scored & (found >= most[..., None])
     put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * chunk, axis=1)
     return put(out[0], scores), put(out[1], best)
 
-  nothing = (
-    jnp.zeros((*plan.order.shape, count), jnp.float32),
-    jnp.zeros(plan.order.shape, jnp.int32),
-  )
+  shape = (*plan.order.shape, count)
+  nothing = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
   scores, best = jax.lax.fori_loop(0, plan.trips, body, nothing)
   scores = jnp.take_along_axis(scores, plan.inverse[..., None], axis=1)
-  best = jnp.take_along_axis(best, plan.inverse, axis=1)
-  return scores.reshape(batch, length, count), best.reshape(batch, length)
+  best = jnp.take_along_axis(best, plan.inverse[..., None], axis=1)
+  return tuple(x.reshape(batch, length, count) for x in (scores, best))
 
 
 def shard(x: Array, shards: int) -> Array:

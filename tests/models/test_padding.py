@@ -87,7 +87,8 @@ def test_padding_is_never_predicted():
   """Where its zeros would score best: every real logit is -8."""
   hidden, targets = jnp.ones((1, 4, 8)), jnp.array([[0, 1, 2, 0]])
   kernel = jnp.concatenate([-jnp.ones((8, 3)), jnp.zeros((8, 5))], axis=1)
-  scores = head.target_logprobs(hidden, kernel, targets, chunk=4, vocab=3)
+  logits = lambda h: head.logits_of(h, kernel, None, 3)[0]
+  scores, _ = head.score_targets(hidden, logits, targets[..., None], where=targets >= 0, chunk=4)
   np.testing.assert_allclose(scores, -np.log(3), rtol=1e-6)
   weights = jnp.ones(targets.shape)
   options = {'chunk': 4, 'train_head': True, 'vocab': 3}

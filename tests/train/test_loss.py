@@ -167,13 +167,19 @@ def test_full_logits_never_exist(train_head):
   assert re.search(rf'f32\[(?:{B},{T}|{B * T}),{V}\]', text)  # the check can fail
 
 
-def test_target_logprobs():
+def test_score_targets():
   hidden, head, targets, weights = problem()
-  want = jnp.take_along_axis(jax.nn.log_softmax(hidden @ head), targets[..., None], -1)[..., 0]
-  got = jax.jit(lambda *a: head_lib.target_logprobs(*a, chunk=7))(hidden, head, targets)
+  logprobs = jax.nn.log_softmax(hidden @ head)
+  targets = jnp.stack([targets, jnp.argmax(logprobs, axis=-1)], axis=-1)
+  want = jnp.take_along_axis(logprobs, targets, -1)
+  logits = lambda h: jnp.einsum('gcd,dv->gcv', h, head)
+  score = functools.partial(head_lib.score_targets, hidden, logits, targets, chunk=7)
+  got, likeliest = jax.jit(lambda: score(where=jnp.ones(weights.shape, bool)))()
   np.testing.assert_allclose(got, want, atol=1e-5)
-  got = head_lib.target_logprobs(hidden, head, targets, chunk=7, where=weights > 0, shards=2)
-  np.testing.assert_allclose(got, np.where(weights > 0, want, 0), atol=1e-5)
+  np.testing.assert_array_equal(likeliest, targets == targets[..., 1:])
+  got, likeliest = score(where=weights > 0, shards=2)
+  np.testing.assert_allclose(got, np.where(weights[..., None] > 0, want, 0), atol=1e-5)
+  np.testing.assert_array_equal(likeliest, (targets == targets[..., 1:]) & (weights[..., None] > 0))
 
 
 def test_targets_and_weights():
