@@ -219,8 +219,8 @@ class _Wave:
       shape = (*lead, *leaf.shape)
       axes: list[Any] = [None] * len(shape)
       axes[len(lead) + 1] = ('data', 'fsdp')
-      if leaf.ndim == 5 and leaf.shape[3] % subject.mesh.shape['tensor'] == 0:
-        axes[len(lead) + 3] = 'tensor'
+      if leaf.ndim == 5 and leaf.shape[2] % subject.mesh.shape['tensor'] == 0:
+        axes[len(lead) + 2] = 'tensor'  # key heads
       sharding = NamedSharding(subject.mesh, P(*axes))
       return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=sharding)()
 

@@ -34,8 +34,7 @@ def admit(model, params, cache, state, new, prefix, runs, sampled):
     last = jnp.take_along_axis(hidden, (new['length'] - 1)[:, None, None], axis=1)[:, 0]
     token = _choose(model.logits(params, last), new, ends, sampled)
     # Rows that only fill the batch up have a slot outside of the cache.
-    put = lambda whole, part: whole.at[:, new['slot'], :width].set(part, mode='drop')
-    cache = jax.tree.map(put, cache, own)
+    cache = jax.tree.map(functools.partial(_put, new['slot']), cache, own)
     fresh = {
       'token': token,
       'position': ends,
@@ -92,6 +91,12 @@ def advance(model, params, cache, state, alive, prefix, stop_ids, runs, sampled,
     return jax.lax.fori_loop(0, steps, step_on, (cache, state, out))
 
   return over_runs(one, runs, 0, 1, 2, 3)(params, cache, state, alive, prefix)
+
+
+def _put(slot, whole, part):
+  """Rows of `part` at the slots of `whole`, which has more room for each, on whatever axis."""
+  room = (slice(0, size) for size in part.shape[2:])
+  return whole.at[(slice(None), slot, *room)].set(part, mode='drop')
 
 
 def _choose(logits, request, position, sampled):

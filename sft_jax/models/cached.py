@@ -1,8 +1,9 @@
 """Forward passes for evaluation: rows that hold trees of texts, shared prefixes, key/value caches.
 
-A prefix is `{'k', 'v'}`, each `[L,G,P,K,H]`: keys and values of G token sequences of at most P
-tokens, computed once and looked at by many rows. A cache is the same with a row for each text that
-is being written, `[L,B,S,K,H]`. Dimension letters: see the legend in `decoder.py`.
+A prefix is `{'k', 'v'}`, `[L,G,K,H,P]` and `[L,G,K,P,H]`: keys and values of G token sequences of
+at most P tokens, computed once and looked at by many rows. A cache is the same with a row for each
+text that is being written, `[L,B,K,H,S]` and `[L,B,K,S,H]`. Dimension letters: see the legend in
+`decoder.py`.
 
 Not for models whose rope depends on the length of the text (`ModelConfig.length_dependent`): there
 nothing computed for one text serves another.
@@ -85,7 +86,7 @@ def extend(
 def _past(prefix: Tree, place: Place, group: jax.Array | None, seen, positions) -> Past:
   """The prefix as one layer sees it."""
   k, v = (jax.lax.dynamic_index_in_dim(prefix[n], place.number, keepdims=False) for n in 'kv')
-  slots = jnp.arange(k.shape[1])[None, None, :]
+  slots = jnp.arange(k.shape[-1])[None, None, :]
   mask = slots < seen[:, :, None]
   if place.window is not None:
     mask &= positions[:, :, None] - slots < place.window
@@ -93,9 +94,10 @@ def _past(prefix: Tree, place: Place, group: jax.Array | None, seen, positions) 
 
 
 def init_cache(cfg: ModelConfig, rows: int, slots: int, dtype: Any) -> Tree:
-  """Empty key/value cache: `k` and `v`, each `[L,B,S,K,H]`."""
-  shape = (cfg.num_layers, rows, slots, cfg.num_kv_heads, cfg.head_dim)
-  return {'k': jnp.zeros(shape, dtype), 'v': jnp.zeros(shape, dtype)}
+  """Empty key/value cache: `k` `[L,B,K,H,S]` and `v` `[L,B,K,S,H]`."""
+  lead, width = (cfg.num_layers, rows, cfg.num_kv_heads), cfg.head_dim
+  k, v = (*lead, width, slots), (*lead, slots, width)
+  return {'k': jnp.zeros(k, dtype), 'v': jnp.zeros(v, dtype)}
 
 
 def decode(
@@ -131,7 +133,7 @@ def decode(
   """
   seen = jnp.zeros(tokens.shape[0], jnp.int32) if seen is None else seen
   places = positions - seen[:, None]
-  slots = jnp.arange(cache['k'].shape[2])
+  slots = jnp.arange(cache['k'].shape[-1])
   distance = places[:, :, None] - slots[None, None, :]
   mask = distance >= 0
   rows = jnp.arange(tokens.shape[0])[:, None]
@@ -140,9 +142,10 @@ def decode(
   def attend(place: Place, q, k, v, cache):
     own = mask if place.window is None else mask & (distance < place.window)
     # The cache is a carry, written in place: as a scanned input and output it would be copied.
+    new_k, new_v = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
     cache = {
-      'k': cache['k'].at[place.number, rows, places].set(k, mode='drop'),
-      'v': cache['v'].at[place.number, rows, places].set(v, mode='drop'),
+      'k': cache['k'].at[place.number, rows, :, :, places].set(new_k, mode='drop'),
+      'v': cache['v'].at[place.number, rows, :, places].set(new_v, mode='drop'),
     }
     keys, values = (
       jax.lax.dynamic_index_in_dim(cache[name], place.number, keepdims=False) for name in 'kv'

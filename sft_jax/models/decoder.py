@@ -206,8 +206,8 @@ class Place(NamedTuple):
   window: jax.Array | None
 
 
-# Place, q `[B,T,N,H]`, k and v `[B,T,K,H]` of the new tokens, and what earlier layers handed on, to
-# `[B,T,N*H]`, what is handed on, and what is kept of this layer.
+# Place, q `[B,T,N,H]`, k `[B,K,H,T]` and v `[B,K,T,H]` of the new tokens, and what earlier layers
+# handed on, to `[B,T,N*H]`, what is handed on, and what is kept of this layer.
 Attend = Callable[[Place, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any, Any]]
 
 

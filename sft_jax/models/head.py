@@ -75,7 +75,8 @@ def score_targets(
   scores, best = jax.lax.fori_loop(0, plan.trips, body, nothing)
   scores = jnp.take_along_axis(scores, plan.inverse[..., None], axis=1)
   best = jnp.take_along_axis(best, plan.inverse[..., None], axis=1)
-  return tuple(x.reshape(batch, length, count) for x in (scores, best))
+  shape = (batch, length, count)
+  return scores.reshape(shape), best.reshape(shape)
 
 
 def shard(x: Array, shards: int) -> Array:

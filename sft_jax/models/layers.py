@@ -249,7 +249,7 @@ class Attention(nnx.Module):
   def project(
     self, x: jax.Array, rope: tuple[jax.Array, jax.Array], lora: LoraCall | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rotated queries `[B,T,N,H]`, rotated keys and values `[B,T,K,H]`."""
+    """Rotated queries `[B,T,N,H]`, rotated keys `[B,K,H,T]`, values `[B,K,T,H]`."""
     q, k, v = (proj(x, lora) for proj in (self.q, self.k, self.v))
     if self.clip is not None:
       q, k, v = (jnp.clip(y, -self.clip, self.clip) for y in (q, k, v))
@@ -258,7 +258,7 @@ class Attention(nnx.Module):
     q, k, v = (y.reshape(*y.shape[:-1], -1, self.head_dim) for y in (q, k, v))
     if self.norm_heads:
       q, k = self._normed(q, k)
-    return rotate(q, *rope), rotate(k, *rope), v
+    return rotate(q, *rope), rotate(k, *rope).transpose(0, 2, 3, 1), v.swapaxes(1, 2)
 
   def _normed(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     if self.q_norm is None or self.k_norm is None:
@@ -270,8 +270,8 @@ class Past(NamedTuple):
   """Keys and values of tokens that all rows, or each its own, may look back at.
 
   Attributes:
-    k: `[P,K,H]` shared by all rows, or `[B,P,K,H]`.
-    v: The same.
+    k: `[K,H,P]` shared by all rows, or `[B,K,H,P]`.
+    v: `[K,P,H]` or `[B,K,P,H]`.
     mask: bool `[B,T,P]`, true where a query sees a key.
   """
 
@@ -297,8 +297,8 @@ def attention(
 
   Args:
     q: `[B,T,N,H]`.
-    k: `[B,S,K,H]`, N a multiple of K.
-    v: `[B,S,K,H]`.
+    k: `[B,K,H,S]`, N a multiple of K: what both products read without moving it.
+    v: `[B,K,S,H]`.
     mask: bool `[B,T,S]`, true where a query sees a key; no row may be empty.
     scale: What products of queries and keys are multiplied by.
     softcap: Scores become `cap * tanh(scores / cap)` before they are masked.
@@ -308,14 +308,14 @@ def attention(
     `[B,T,N*H]`.
   """
   rows, length, heads, width = q.shape
-  shared, slots = k.shape[2], k.shape[1]
+  shared, slots = k.shape[1], k.shape[3]
   groups = heads // shared
   q = q.reshape(rows, length, shared, groups, width).transpose(0, 2, 3, 1, 4)
   q = (q * scale).reshape(rows, shared, groups * length, width)
-  scores = jnp.einsum('bkqh,bskh->bkqs', q, k, preferred_element_type=jnp.float32)
+  scores = jnp.einsum('bkqh,bkhs->bkqs', q, k, preferred_element_type=jnp.float32)
   if past is not None:
     # Scores are put together, never keys: those of a shared past are not copied for each row.
-    spec = 'bkqh,bskh->bkqs' if past.k.ndim == 4 else 'bkqh,skh->bkqs'
+    spec = 'bkqh,bkhs->bkqs' if past.k.ndim == 4 else 'bkqh,khs->bkqs'
     earlier = jnp.einsum(spec, q, past.k, preferred_element_type=jnp.float32)
     scores, mask = (jnp.concatenate(pair, -1) for pair in ((earlier, scores), (past.mask, mask)))
   scores = scores.reshape(rows, shared, groups, length, -1)
@@ -325,9 +325,9 @@ def attention(
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   weights = weights.reshape(rows, shared, groups * length, -1)
-  out = jnp.einsum('bkqs,bskh->bkqh', weights[..., -slots:], v)
+  out = jnp.einsum('bkqs,bksh->bkqh', weights[..., -slots:], v)
   if past is not None:
-    spec = 'bkqs,bskh->bkqh' if past.v.ndim == 4 else 'bkqs,skh->bkqh'
+    spec = 'bkqs,bksh->bkqh' if past.v.ndim == 4 else 'bkqs,ksh->bkqh'
     out = out + jnp.einsum(spec, weights[..., :-slots], past.v)
   out = out.reshape(rows, shared, groups, length, width).transpose(0, 3, 1, 2, 4)
   return out.reshape(rows, length, heads * width)
