@@ -37,11 +37,12 @@ def measure(kind: str, args: argparse.Namespace, scratch: str) -> dict[str, Any]
   config.train.compute_dtype, config.lora.dropout = args.dtype, 0.0
   config.mesh.allow_idle = True
   job = runner.Run(config, os.path.join(scratch, kind), loop.StopSignal())
-  frozen, state = job.program.start(job.total_steps)
+  cohort = job.alone()
+  frozen, state = cohort.start()
   subject = job.program.subject(frozen, None)
   logprobs = score.token_logprobs(subject, job.data.heldout)
   found = score.perplexity(job.data.heldout, logprobs, 'heldout')
-  step, losses = job.program.make_step(state), []
+  step, losses = cohort.make_step(state), []
   for index in range(job.total_steps):
     batch = job.loader.put(job.loader.batch(index), job.program.mesh)
     state, metrics = step(frozen, state, batch)

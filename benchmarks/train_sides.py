@@ -111,7 +111,7 @@ def prepare(task: Task) -> dict[str, Any]:
 
   work = task['work']
   job = _our_run({**task, 'method': 'full'}, task['model'])
-  _, state = job.program.start(job.total_steps)
+  _, state = job.alone().start()
   model = os.path.join(work, 'model')
   job.program.export(model, state.trained, format='hf', dtype='float32', card={}, stop_ids=())
   examples = [job.data.train[i] for i in job.loader.runs[0][1].order(0)]
@@ -124,7 +124,7 @@ def prepare(task: Task) -> dict[str, Any]:
   ]
   Path(work, 'examples.json').write_text(json.dumps(rows))
   job = _our_run({**task, 'method': 'lora'}, model)
-  _, state = job.program.start(job.total_steps)
+  _, state = job.alone().start()
   adapter = os.path.join(work, 'adapter')
   job.program.export(adapter, state.trained, format='peft', dtype='float32', card={}, stop_ids=())
   return {
@@ -139,8 +139,9 @@ def ours(task: Task, clock: Clock) -> dict[str, Any]:
   """sft_jax: the runner's own model, data, loader and step, one compiled program per shape."""
   job = _our_run(task, os.path.join(task['work'], 'model'))
   loader = _loader(job, task)
-  base, state = job.program.start(loader.total_steps)
-  step = job.program.make_step(state)
+  cohort = job.alone()
+  base, state = cohort.start()
+  step = cohort.make_step(state)
   place = lambda index: loader.put(loader.batch(index), job.program.mesh)
   began = time.perf_counter()
   programs: dict[int, Any] = {}

@@ -12,19 +12,26 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
 
   config.model = ConfigDict()
-  # Hub id (optionally id@revision), local directory, .gguf file, or wheel:<package>==<version>.
+  # Hub id (optionally id@revision), local directory, .gguf file, or wheel:<package>==<version>; of
+  # --mode=eval also run:WORKDIR[@STEP], or endpoint:MODEL@URL (OpenAI-compatible).
   config.model.path = ''
+  config.model.name = ''  # Its name in the table; '' is the last part of the path.
   # none | int8 | int4: kernels of a frozen base in integers (LoRA only).
   config.model.quantize = 'none'
   config.model.adapter = ''  # --mode=eval: directory of a PEFT adapter to score on the model.
 
   config.data = ConfigDict()
-  config.data.name = ''  # A row of sft_jax/data/datasets.py, or
+  # A row of sft_jax/data/named.py; a mixture of rows and paths in shares, mix:alpaca_cleaned=0.7,
+  # lima=0.3; all (the study's ten, in equal shares); without:lima (the same, one left out); or
+  config.data.name = ''
   config.data.path = (
     ''  # a file (json, jsonl, csv, parquet), hf:ORG/NAME[:CONFIG][@SPLIT], tfds:NAME.
   )
+  # Directory of copies of the named data sets, as NAME.jsonl or under their published names; '' is
+  # the hub.
+  config.data.dir = ''
   config.data.format = 'auto'  # Record shape; see FORMATS in sft_jax/data/formats.py.
-  config.data.size = 0  # Training records to keep; 0 keeps all.
+  config.data.size = 0  # Training records to keep, of a mixture in all; 0 keeps all.
   config.data.template = 'study'  # study | chat (the model's own chat template).
   config.data.loss_on = 'response'  # response | all
   config.data.heldout_share = 0.1  # Share held out by content hash, for perplexity.
@@ -66,12 +73,16 @@ def get_config() -> ConfigDict:
   config.lora.rank = 8
   config.lora.alpha = 32.0
   config.lora.dropout = 0.05
-  config.lora.targets = 'all-linear'  # Or PEFT names (q_proj,v_proj) or regular expressions.
+  # Or, between commas, PEFT names (q_proj,v_proj) or regular expressions of whole names or paths
+  # (layers/attn/.*); a comma inside brackets belongs to its expression.
+  config.lora.targets = 'all-linear'
 
   config.eval = ConfigDict()
   # Comma-separated: perplexity, builtin, or benchmarks as NAME[:Kshot][:ll|:gen] (see
-  # sft_jax/evals/benchmarks.py), such as gsm8k:4shot:gen,mmlu:5shot:ll; or a file
-  # of your own, custom:FILE.jsonl (sft_jax/evals/tasks/custom.py).
+  # sft_jax/evals/benchmarks.py), such as gsm8k:4shot:gen,mmlu:5shot:ll; a file
+  # of your own, custom:FILE.jsonl (sft_jax/evals/tasks/custom.py); or a task of
+  # lm-evaluation-harness, lm_eval:NAME[:Kshot] or lm_eval:FILE.yaml
+  # (sft_jax/evals/lm_eval_tasks.py).
   config.eval.tasks = 'perplexity'
   # Directory of benchmark files in their original formats; '' is the hub.
   config.eval.data_dir = ''
@@ -84,11 +95,23 @@ def get_config() -> ConfigDict:
   config.eval.run_code = 'no'
   # Most requests or tokens a judge may cost, such as '200 requests, 3e6 tokens'; '' is no limit.
   config.eval.judge_budget = ''
+  config.eval.endpoint_budget = ''  # The same, for endpoint:MODEL@URL as the model to score.
+  # About how many seconds all benchmarks of one snapshot may take; 0 for no limit. Each gets a
+  # seeded subset, of equal ± points.
+  config.eval.budget_seconds = 0.0
   config.eval.limit = 0  # Items of each task; 0 takes all.
   config.eval.train_limit = 128  # Training examples scored under the base (ppl-train); 0 for none.
   config.eval.samples = 0  # Held-out prompts answered by the base and by each snapshot.
   config.eval.max_new_tokens = 96
   config.eval.tokens_per_batch = 4096
+
+  # --mode=compare: two rows, as DIR or DIR@STEP (a number, base, best, last): the workdirs of runs
+  # or evaluations.
+  config.compare = ConfigDict()
+  config.compare.a = ''  # The row to start from, such as the base.
+  config.compare.b = ''
+  config.compare.task = ''  # Only this task (gsm8k, gsm8k:4shot:gen) or column; '' is all.
+  config.compare.common = False  # Compare what both were asked where one was asked more.
 
   config.checkpoint = ConfigDict()
   # Save training state this often; 0 never. It is saved before each snapshot and at a stop anyway.
@@ -106,6 +129,48 @@ def get_config() -> ConfigDict:
   config.export.dtype = 'bfloat16'  # float32 | bfloat16 | float16
   config.export.snapshot = 'last'  # last | best
 
+  # A study: the runs that a config's `sweep()` and this grid describe (sft_jax/study/plan.py).
+  config.study = ConfigDict()
+  # KEY=VALUE,VALUE;KEY=… with keys as here, or short: base, quantize, data, path, size, template,
+  # method, epochs, batch, lr, schedule, warmup, wd, length, layers, seed (all three), rank, alpha,
+  # dropout, targets. A value with a comma stands in single quotes. Each combination is a run.
+  config.study.grid = ''
+  # Most LoRA runs trained as one program; 0 chooses.
+  config.study.cohort_size = 0
+  # What all runs must have equal: none | examples | supervised (tokens) | steps | flops.
+  config.study.equal = 'none'
+  # local: this process works on the study, with any others that are started on the same --workdir.
+  # ray: such processes are started all over a Ray cluster that sees this --workdir.
+  config.study.engine = 'local'
+  config.study.resources = 'CPU:1'  # Ray: what a process takes of one node, such as TPU:4 or GPU:1.
+  config.study.workers = 0  # Ray: processes at once; 0 is as many as the cluster has room for.
+  # How often a failure that may pass (network, missing file) is tried again.
+  config.study.retries = 2
+  config.study.retry_failed = False  # Try runs again that an earlier start gave up.
+  # When nothing is free, stay for cohorts that other processes are at, to follow those that die.
+  config.study.wait = True
+  # Seconds without a sign of life after which a process on another machine counts as dead.
+  config.study.lease_seconds = 180.0
+
+  # --mode=release: writes the models of a --workdir to its directory release/, ready for the hub.
+  config.release = ConfigDict()
+  # Directories, between commas, of bases: whole models are released as deltas against the only one
+  # given; deltas whose base the hub does not have need theirs.
+  config.release.bases = ''
+  config.release.push = ''  # ORG/NAME: also upload it there, with the token in HF_TOKEN.
+
+  # --mode=report: the analysis of a table of results.
+  config.report = ConfigDict()
+  config.report.table = ''  # csv or parquet with the released header; '' is the study's own.
+  # Checks of the table whose findings change what is analysed (all findings are told): all | none |
+  # names between commas, of CHECKS in sft_jax/analysis/checks.py.
+  config.report.checks = 'all'
+  config.report.bootstrap = 2000  # Draws of models for each interval.
+  config.report.seed = 0  # Of the draws.
+
+  config.log = ConfigDict()
+  config.log.tensorboard = True  # Events beside metrics.jsonl; the first costs seconds of start.
+
   config.mesh = ConfigDict()
   config.mesh.data = 1  # Replicas of the parameters; -1 fills.
   config.mesh.fsdp = -1  # Devices that share one copy; -1 fills.
@@ -114,8 +179,9 @@ def get_config() -> ConfigDict:
 
   # Save and exit with status 3 after this long, and one step or evaluation task; 0 never.
   config.max_seconds = 0.0
-  # Models from wheels and compiled programs; '' is $SFT_JAX_CACHE or ~/.cache/sft_jax. Models from
-  # the hub lie in the hub's own cache (HF_HOME), where other programs find them.
+  # Models from wheels, compiled programs and benchmarks as tokens (2 GB at most); '' is
+  # $SFT_JAX_CACHE or ~/.cache/sft_jax. Models from the hub lie in the hub's own cache (HF_HOME),
+  # where other programs find them.
   config.cache_dir = ''
   config.lock()
   return config

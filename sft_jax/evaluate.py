@@ -1,11 +1,13 @@
 """`--mode=eval`: scores of one model, in a workdir of their own.
 
 The model is whatever `config.model.path` names, with the PEFT adapter in `config.model.adapter` or
-without; or, as `run:DIR[@STEP]`, a snapshot that a run has kept. Tasks are those of a run's
-snapshots, in the same columns. Not for training (`runner.py`).
+without; as `run:DIR[@STEP]`, a snapshot that a run has kept; or, as `endpoint:MODEL@URL`, one that
+somebody serves. Tasks are those of a run's snapshots, in the same columns. Not for training
+(`runner.py`).
 """
 
 import dataclasses
+import hashlib
 import os
 import re
 from typing import Any
@@ -16,17 +18,19 @@ from ml_collections import ConfigDict
 
 from sft_jax import inputs, results, runner, scoring
 from sft_jax import spec as spec_lib
-from sft_jax.evals import core
+from sft_jax.evals import chats, core, served
 from sft_jax.evals import model as eval_model
+from sft_jax.evals.endpoint import Endpoint
 from sft_jax.models import peft, source
 from sft_jax.models import quantize as quantize_lib
 from sft_jax.parallel import compile as compile_lib
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.train import loop, precision
 from sft_jax.utils import io, log
-from sft_jax.utils.errors import UserError
+from sft_jax.utils.errors import Interrupted, UserError
 from sft_jax.workdir import Workdir
 
+_ANY = 2**30
 _MEMORY_HELP = 'use more devices (config.mesh.fsdp) or config.model.quantize=int8'
 
 
@@ -34,10 +38,16 @@ _MEMORY_HELP = 'use more devices (config.mesh.fsdp) or config.model.quantize=int
 class _Evaluated:
   """A model to score and what its row says of it."""
 
-  subject: eval_model.Subject
+  subject: eval_model.Subject | served.Served
   writer: core.Writer
-  data: inputs.Data
+  data: inputs.Data | None
   row: results.Row
+
+  @property
+  def window(self) -> int:
+    """Longest text in tokens; of an endpoint it is the endpoint's affair."""
+    subject = self.subject
+    return _ANY if isinstance(subject, served.Served) else subject.model.max_length
 
 
 def evaluate(config: Any, workdir: str) -> results.Row:
@@ -49,19 +59,29 @@ def evaluate(config: Any, workdir: str) -> results.Row:
   """
   with loop.StopSignal(config.max_seconds) as stop:
     with stop.at_once(), loop.explain_memory('loading the model', _MEMORY_HELP):
+      if target := served.target(config.model.path, os.environ):
+        # Before the first use of a device: who serves it may need those of this machine.
+        jax.config.update('jax_platforms', 'cpu')
       place = Workdir(workdir)
       spec_lib.check_settings(config)
       core.task_names(config.eval.tasks)
       found = re.fullmatch(r'run:(.+?)(?:@(\w+))?', config.model.path)
-      one = _snapshot(config, found[1], found[2], stop) if found else _model(config)
+      if target:
+        one = _served(config, target, place, stop)
+      else:
+        one = _snapshot(config, found[1], found[2], stop) if found else _model(config)
       identity = _identity(config, one)
       _refuse_others(place, identity)
-      window = one.subject.model.max_length
-      tasks = scoring.Scoring(config.eval, one.data, one.writer, window, place, stop)
+      cache = source.cache_root(config.cache_dir) / 'tokenised'
+      tasks = scoring.Scoring(
+        config.eval, one.data, one.writer, one.window, place, stop, cache=cache
+      )
       if not tasks.tasks:
         raise UserError(
           'nothing to score', 'config.eval.tasks', 'name benchmarks, or give data for perplexity'
         )
+      if isinstance(one.subject, served.Served):
+        tasks.afford(one.subject)
     with place.taken():
       _refuse_others(place, identity)
       place.put_json('config.json', {'evaluated': identity, 'config': config.to_dict()})
@@ -111,7 +131,7 @@ def _model(config: Any) -> _Evaluated:
   model = inputs.load_model(spec.base, config.cache_dir, spec.max_length).cut_over(mesh)
   has_data = bool(config.data.name or config.data.path)
   if has_data:
-    data = inputs.load_data(spec, model.tokenizer, [])
+    data = inputs.load_data(spec, model.tokenizer, [], config.data.dir)
   else:
     data = inputs.no_data(model.tokenizer, spec.template)
   dtype = precision.DTYPES[spec.compute_dtype]
@@ -139,6 +159,37 @@ def _model(config: Any) -> _Evaluated:
     data,
     row,
   )
+
+
+def _served(config: Any, target: chats.Target, place: Workdir, stop: loop.StopSignal) -> _Evaluated:
+  """A model behind an endpoint. Its answers are kept in the workdir, request by request."""
+  served.require_writing(*core.task_names(config.eval.tasks))
+  for key, wrong, how in (
+    ('eval.template', config.eval.template not in ('chat', 'train'), 'use chat'),
+    ('eval.budget_seconds', bool(config.eval.budget_seconds), 'use config.eval.limit'),
+    ('eval.samples', bool(config.eval.samples), 'use 0'),
+    ('model.adapter', bool(config.model.adapter), 'let the endpoint serve it'),
+    ('data', bool(config.data.name or config.data.path), 'leave config.data.name and .path empty'),
+  ):
+    if wrong:
+      raise UserError('this has no meaning for an endpoint', f'config.{key}', how)
+
+  def go_on() -> None:
+    if stop.requested:
+      raise Interrupted(f'{stop.reason}, during an evaluation; start again to go on')
+
+  budget = chats.parse_budget(config.eval.endpoint_budget, 'config.eval.endpoint_budget')
+  answers = chats.Cache(place.path / 'answers-endpoint.jsonl')
+  endpoint = Endpoint(target, cache=answers, budget=budget, allow_empty=True, check=go_on)
+  row = {
+    'model_name': config.model.name or target.model,
+    'data_name': 'pretrain',
+    'run-id': hashlib.sha256(f'{target.model}@{target.url}'.encode()).hexdigest()[:12],
+    'step': 0,
+    'template': 'chat',
+    'endpoint': target.url,
+  }
+  return _Evaluated(served.Served(endpoint), served.Writer(config.eval.max_new_tokens), None, row)
 
 
 def _with_data(config: Any) -> Any:

@@ -6,6 +6,7 @@ benchmarks are (`evals/`).
 
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from etils import epath
 
 from sft_jax.data import overlap, tokenize
 from sft_jax.data.formats import Record
-from sft_jax.evals import chats, core, sandbox
+from sft_jax.evals import chats, core, sandbox, served
 from sft_jax.evals.benchmark import Files, Generate, Services
 from sft_jax.evals.endpoint import Endpoint
 from sft_jax.evals.files import HubFiles, LocalFiles
@@ -31,22 +32,27 @@ def options(
   check: Callable[[], None],
   directory: epath.Path,
   trained_on: Sequence[Record] = (),
+  cache: pathlib.Path | None = None,
 ) -> Options:
   """How `config.eval` asks benchmarks.
 
   Args:
     config: `config.eval`.
-    writer: Tokenizer and template of the run.
+    writer: Tokenizer and template of the run; no tokenizer for a served model.
     window: Longest text of the model.
     check: Called between requests to a judge; may raise to end an evaluation.
     directory: Where judgments are kept.
     trained_on: Records in which the items of benchmarks are looked for.
+    cache: Where benchmarks are kept as tokens; None for nowhere.
   """
   template = writer.template if config.template == 'train' else config.template
+  stops: Sequence[int] = ()
+  if writer.tokenizer is not None:
+    stops = tokenize.stop_ids(writer.tokenizer, 'chat' if template == 'chat' else 'study')
   return Options(
     writer.tokenizer,
     template,
-    tokenize.stop_ids(writer.tokenizer, 'chat' if template == 'chat' else 'study'),
+    stops,
     window,
     limit=config.limit,
     precision=config.precision,
@@ -57,11 +63,12 @@ def options(
       judge=_judge(config, check, directory),
       run_programs=_runner(config.run_code),
     ),
-    seen=_search(trained_on),
+    seen=search(trained_on),
+    cache=cache,
   )
 
 
-def _search(records: Sequence[Record]) -> Callable[[Sequence[Any]], list[bool]] | None:
+def search(records: Sequence[Record]) -> Callable[[Sequence[Any]], list[bool]] | None:
   """Which items share 13 words in a row with some record; None if there are no records."""
   if not records:
     return None
@@ -92,28 +99,43 @@ def _runner(run_code: str) -> Callable[..., Any] | None:
   return functools.partial(sandbox.run_all, allow_weaker=run_code == 'weak')
 
 
-def prepare(wanted: Sequence[Wanted], config: Any, options: Options) -> list[BenchmarkTask]:
-  """Benchmarks read and tokenised, with what they need checked before anything is computed.
+def prepare(
+  wanted: Sequence[Wanted],
+  config: Any,
+  options: Options,
+  make: Callable[[Wanted, Any, Options], BenchmarkTask],
+) -> list[BenchmarkTask]:
+  """Benchmarks made by `make` or its like, with what they need checked before that.
 
   Raises:
     UserError: data that are missing or malformed, no judge or one that is too dear, or no leave to
       run programs.
   """
-  files: Files = LocalFiles(config.data_dir) if config.data_dir else HubFiles()
-  tasks, judgments = [], 0
+  tasks: list[BenchmarkTask] = []
+  judgments = 0
   for one in wanted:
     reading = one.benchmark.readings[one.reading]
     if isinstance(reading, Generate):
       _require_services(one.benchmark.name, reading, config, options.services)
-    task = BenchmarkTask(one, files, options)
-    tokens = sum(len(question.ids) for question in task.questions)
-    log.say(f'{one.name}: {len(task.questions)} questions, {tokens:,} tokens of prompts')
+    task = make(one, config, options)
+    log.say(f'{one.name}: {len(task.questions)} questions')
     tasks.append(task)
     if isinstance(reading, Generate):
       judgments += reading.judgments * len(task.questions)
   if judgments and options.services.judge is not None:
     options.services.judge.afford(judgments)
   return tasks
+
+
+def make(wanted: Wanted, config: Any, options: Options) -> BenchmarkTask:
+  """One benchmark, read and tokenised, or as messages where there is no tokenizer.
+
+  Raises:
+    UserError: see `BenchmarkTask`.
+  """
+  files: Files = LocalFiles(config.data_dir) if config.data_dir else HubFiles()
+  kind = BenchmarkTask if options.tokenizer is not None else served.ServedTask
+  return kind(wanted, files, options)
 
 
 def _require_services(name: str, reading: Generate, config: Any, services: Services) -> None:

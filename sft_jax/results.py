@@ -57,6 +57,9 @@ IDENTITY = ('model_name', 'data_name', 'lora', 'epoch', 'data_size', 'lr_strateg
 # What identifies a row within a study.
 ROW_KEY = ('run-id', 'step')
 
+# Scores that decide which snapshot is best, the lowest; the first one there is counts.
+BEST_BY = ('ppl-heldout-response', 'ppl-heldout')
+
 Row = dict[str, Any]
 
 

@@ -10,6 +10,7 @@ import json
 import math
 from typing import Any
 
+from sft_jax.utils import mixture
 from sft_jax.utils.errors import UserError
 
 # Bumped by hand when a change of ours alters the numbers a run produces.
@@ -93,6 +94,7 @@ SETTINGS: dict[str, tuple[str, ...] | int] = {
   'eval.limit': 0,
   'eval.template': ('train', 'raw', 'study', 'chat'),
   'eval.precision': 0,
+  'eval.budget_seconds': 0,
   'eval.seed': 0,
   'eval.slots': 1,
   'eval.run_code': ('no', 'yes', 'weak'),
@@ -107,6 +109,14 @@ SETTINGS: dict[str, tuple[str, ...] | int] = {
   'export.format': ('none', 'hf', 'peft'),
   'export.dtype': ('float32', 'bfloat16', 'float16'),
   'export.snapshot': ('last', 'best'),
+  'study.cohort_size': 0,
+  'study.equal': ('none', 'examples', 'supervised', 'steps', 'flops'),
+  'study.engine': ('local', 'ray'),
+  'study.workers': 0,
+  'study.retries': 0,
+  'study.lease_seconds': 1,
+  'report.bootstrap': 200,
+  'report.seed': 0,
   'max_seconds': 0,
 }
 
@@ -188,6 +198,8 @@ def from_config(config: Any, backend: str) -> RunSpec:
     value = _look_up(config, factor.key)
     if field == 'compute_dtype' and value == 'auto':
       value = 'float32' if backend == 'cpu' else 'bfloat16'
+    if field == 'data_name':
+      value = mixture.canonical(value)
     values[field] = _checked(factor, value)
   spec = RunSpec(**values)
   _check_together(spec)

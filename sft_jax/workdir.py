@@ -2,8 +2,9 @@
 
 Files: `config.json` (resolved config, factors, identity, provenance), `audit.json`,
 `metrics.jsonl`, TensorBoard events, `checkpoints/`, `weights/`, `rows.jsonl`, `layers.jsonl`,
-`samples/`, `export/`, and `done.json` once all is finished. While a run is at work: `lease.json`,
-and `evaluation.json` with the tasks of an evaluation that are done.
+`samples/`, `export/`, and `done.json` once all is finished, or `failed.json` of a run that was
+given up among others. While a run is at work: `lease.json`, and `evaluation.json` with the tasks of
+an evaluation that are done.
 """
 
 import contextlib
@@ -85,7 +86,12 @@ class Workdir:
         self.path.rmdir()
 
   def claim(
-    self, config: Any, spec: spec_lib.RunSpec, contents: spec_lib.Contents, run_id: str
+    self,
+    config: Any,
+    spec: spec_lib.RunSpec,
+    contents: spec_lib.Contents,
+    run_id: str,
+    provenance: dict[str, Any],
   ) -> None:
     """Writes `config.json`: from here on the directory belongs to this run."""
     self.check(spec, run_id)
@@ -97,7 +103,7 @@ class Workdir:
         'factors': spec.factors(),
         'contents': dataclasses.asdict(contents),
         'numerics-version': spec_lib.NUMERICS_VERSION,
-        'provenance': _provenance(),
+        'provenance': provenance,
       },
     )
 
@@ -148,6 +154,14 @@ class Workdir:
     """Keeps what `finished_tasks` gives back."""
     self.put_json('evaluation.json', {'step': step, 'settings': settings, 'tasks': tasks})
 
+  def begin_again(self) -> None:
+    """Removes what an attempt without a state to go on from has left of its snapshots."""
+    rows = self.rows()
+    if self._writes and any(row['step'] for row in rows):
+      base = ''.join(f'{io.to_json(row)}\n' for row in rows if not row['step'])
+      io.write_text_atomic(self.path / 'rows.jsonl', base)
+      (self.path / 'layers.jsonl').unlink(missing_ok=True)
+
   def claimed(self) -> bool:
     """Whether a run has begun here."""
     with io.explain_unreadable(self.path):
@@ -160,11 +174,22 @@ class Workdir:
   def finish(self, steps: int) -> None:
     """Marks the run complete; nothing is written after this."""
     if self._writes:
-      (self.path / 'evaluation.json').unlink(missing_ok=True)
+      for name in ('evaluation.json', 'failed.json'):
+        (self.path / name).unlink(missing_ok=True)
     self.put_json('done.json', {'steps': steps})
 
+  def failure(self) -> str:
+    """Why the run was given up; '' if it was not."""
+    path = self.path / 'failed.json'
+    return str(io.read_json(path)['reason']) if path.exists() else ''
 
-def _provenance() -> dict[str, Any]:
+  def fail(self, reason: str, step: int) -> None:
+    """Marks the run as given up until `failed.json` is removed: its numbers were no numbers."""
+    failure = {'kind': 'numbers', 'reason': reason, 'step': step, 'attempts': 1}
+    self.put_json('failed.json', failure)
+
+
+def provenance() -> dict[str, Any]:
   """Versions and machine; recorded, and no part of a run's identity."""
   versions = {}
   for package in _RECORDED:

@@ -27,6 +27,7 @@ class HubServer:
   Attributes:
     answers: {repository: (status, headers)} in place of any answer about it.
     file_answers: {file name: (status, headers)} in place of the file.
+    private: {repository: token} that alone shows there is one.
     moved: {old repository: new}; asked for the old one, the hub redirects.
     flaky: {file name: how many requests are answered 503 before the file is served}.
     cut: {file name: bytes of one answer after which the connection is closed}.
@@ -44,6 +45,7 @@ class HubServer:
     self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
     self.answers: dict[str, tuple[int, dict[str, str]]] = {}
     self.file_answers: dict[str, tuple[int, dict[str, str]]] = {}
+    self.private: dict[str, str] = {}
     self.moved: dict[str, str] = {}
     self.flaky: dict[str, int] = {}
     self.cut: dict[str, int] = {}
@@ -147,6 +149,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if name in hub.moved:
       there = self.path.replace(name, hub.moved[name])
       return self._reply(307, {'Location': there})
+    token = hub.private.get(name)
+    if token and self.headers.get('Authorization') != f'Bearer {token}':
+      return self._reply(401, {'X-Error-Code': 'RepoNotFound'})
     if (kind, name) not in hub.repos:
       return self._reply(404, {'X-Error-Code': 'RepoNotFound'})
     verb, _, rest = rest.removeprefix('/').partition('/')

@@ -18,7 +18,7 @@ from configs import base
 from sft_jax import inputs, runner, scoring, spec
 from sft_jax.data import loader
 from sft_jax.models import decoder, wheel
-from sft_jax.train import checkpoint, loop
+from sft_jax.train import loop, weights
 from sft_jax.utils.errors import Interrupted, UserError
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -129,11 +129,13 @@ def test_settings_are_those_of_the_config_and_of_the_code():
   spec.check_settings(config)
   assert set(spec.SETTINGS['train.remat']) == {'auto', *decoder.REMAT_POLICIES}
   assert spec.SETTINGS['train.layout'] == loader.LAYOUTS
-  assert set(spec.SETTINGS['checkpoint.keep_weights']) == set(checkpoint.WEIGHTS_POLICIES)
+  assert set(spec.SETTINGS['checkpoint.keep_weights']) == set(weights.WEIGHTS_POLICIES)
   known = {factor.key for factor in spec.FACTORS.values()} | spec.SETTINGS.keys()
   # Checked by what reads them.
   elsewhere = {'data.bench_files', 'train.allow_lost_updates', 'train.snapshot_at', 'eval.tasks'}
   elsewhere |= {'cache_dir', 'model.adapter', 'eval.data_dir', 'eval.judge_budget'}
+  elsewhere |= {'eval.endpoint_budget', 'log.tensorboard'}
+  elsewhere |= {f'compare.{name}' for name in ('a', 'b', 'task', 'common')}
   for key in set(flat(config, '')) - known - elsewhere:
     assert key.startswith('mesh.'), f'{key} is checked nowhere'
 
@@ -397,7 +399,8 @@ def test_nonfinite_stops_and_keeps_a_good_state(tiny_files, tmp_path):
     assert states(tmp_path / 'w') == [1] and 'checkpoint of step 1 is kept' in e.value.how
   with tiny.on_devices():
     job = runner.Run(config, str(tmp_path / 'w'), loop.StopSignal())
-  _, state = job.program.start(job.total_steps)
+  cohort = job.alone()
+  _, state = cohort.start()
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
@@ -405,7 +408,8 @@ def test_nonfinite_stops_and_keeps_a_good_state(tiny_files, tmp_path):
   _, state = checkpoints.restore(abstract)
   checkpoints.close()
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.trained, state.moments)))
-  _, metrics = job.program.make_step(state)(None, state, job._place(1))
+  batch = job.loader.put(job.loader.batch(1), job.program.mesh)
+  _, metrics = cohort.make_step(state)(None, state, batch)
   assert np.isfinite(metrics['loss']).all() and not metrics['nonfinite'].any()
   mended = tiny.config(*tiny_files, **own)
   refused(tmp_path / 'w', mended, 'train.learning_rate was 1e+30, is 0.01', 'another --workdir')

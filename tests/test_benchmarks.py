@@ -1,5 +1,6 @@
 """The benchmark's command line, its arithmetic, and a tiny run of both sides."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -7,8 +8,9 @@ import sys
 
 import pytest
 
-from benchmarks import train_cpu
+from benchmarks import suite, train_cpu
 from tests.conftest import REPOSITORY
+from tests.evals.tasks import choice_files
 
 SCRIPT = str(REPOSITORY / 'benchmarks' / 'train_cpu.py')
 
@@ -104,3 +106,21 @@ def test_tiny_run(tmp_path):
   assert result['rows'][1]['loss-difference'] < 1e-4
   assert len(result['runs']['lora']['packed'][0]['losses']) == 2
   assert 'ours-packed' in (tmp_path / 'out.md').read_text()
+
+
+def test_a_benchmark_as_tokens(tiny_files, tmp_path):
+  """First into an empty cache, then from it; in this process."""
+  (tmp_path / 'data').mkdir()
+  choice_files.write(tmp_path / 'data')
+  given = {'data': str(tmp_path / 'data'), 'task': 'cmmlu:2shot:ll', 'template': 'raw'}
+  args = argparse.Namespace(**given, window=512, cache=str(tmp_path / 'cache'), check=True)
+  first, cached = (suite.prepare(args, str(tiny_files[0])) for _ in range(2))
+  assert first['questions'] == first['checked'] == first['equal'] == 6
+  times = {'load-seconds', 'seconds', 'cpu-seconds', 'whole-seconds'}
+  assert {k: v for k, v in first.items() if k not in times} == {
+    k: v for k, v in cached.items() if k not in times
+  }
+  lines = suite.table([{'first': {**first, 'seconds': 1}, 'cached': {**cached, 'seconds': 0.1}}])
+  assert lines[-1].endswith('| 6 of 6 | met |') and len({line.count('|') for line in lines}) == 1
+  slow = suite.table([{'first': {**first, 'seconds': 1}, 'cached': {**cached, 'seconds': 1.1}}])
+  assert 'MISSED' in slow[-1]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from sft_jax.evals.benchmark import Services
 from sft_jax.evals.files import LocalFiles
 from sft_jax.evals.judge import CallableJudge
 from sft_jax.evals.questions import Options
-from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.utils.errors import UserError
 from tests import tiny
 from tests.evals.tasks import choice_files
@@ -53,7 +51,7 @@ def finished(tiny_files, bench, tmp_path_factory):
 
 
 def evaluate(workdir, given):
-  with tiny.on_devices(), mock.patch.object(mesh_lib, 'make_mesh', runner.mesh_lib.make_mesh):
+  with tiny.on_devices():
     return evaluate_lib.evaluate(given, str(workdir))
 
 
@@ -95,7 +93,7 @@ def test_records_of_each_item_are_kept(finished):
 def test_nothing_is_asked_twice(tiny_files, bench, tmp_path, monkeypatch, tasks):
   """A process that dies between two batches: what was answered is not asked again."""
   kept, checks = [], []
-  put, go_on = Answers.put, scoring.Scoring._go_on
+  put, go_on = Answers.put, scoring.Scoring.go_on
 
   def noted(self, key, value):
     kept.append(key)
@@ -109,7 +107,7 @@ def test_nothing_is_asked_twice(tiny_files, bench, tmp_path, monkeypatch, tasks)
 
   monkeypatch.setattr(loglik, 'ROW', 32)
   monkeypatch.setattr(Answers, 'put', noted)
-  monkeypatch.setattr(scoring.Scoring, '_go_on', fourth_time_dead)
+  monkeypatch.setattr(scoring.Scoring, 'go_on', fourth_time_dead)
   given = settings(
     tiny_files, bench, eval__tasks=tasks, eval__tokens_per_batch=32, eval__slots=2, eval__limit=8
   )
@@ -180,11 +178,13 @@ def test_a_judge_that_tells_no_probabilities(tmp_path):
   wanted = benchmarks.parse('alpaca_eval')
   task = suite.BenchmarkTask(wanted, LocalFiles(str(tmp_path)), options)
   outputs = [[{'text': 'Did.', 'tokens': 2, 'finish': 'end'}] for _ in rows]
-  scores = task._scores(*task._graded(outputs))
-  name = 'alpaca_eval-0shot-gen'
+  scores = task.scores(*task._graded(outputs))
+  name = 'alpaca_eval-0shot-gen@stern'
   assert (scores[f'{name}-n'], scores[f'{name}-missing']) == (5, 1)
-  assert scores['alpaca_eval_v2-missing'] == 1 and 0 < scores[name] < 100
-  assert f'{name}-weighted' not in scores and 'alpaca_eval_v2-weighted' not in scores
+  mark = '@stern-n6'
+  assert scores[f'alpaca_eval_v2-missing{mark}'] == 1 and 0 < scores[name] < 100
+  assert scores[f'alpaca_eval_v2-total{mark}'] == scores[name]
+  assert f'{name}-weighted' not in scores and f'alpaca_eval_v2-weighted{mark}' not in scores
 
 
 def test_a_limit_is_in_the_column_s_name(tiny_files, bench, tmp_path):

@@ -14,11 +14,14 @@ import time
 import pytest
 
 from sft_jax import fetch
+from sft_jax.evals.benchmarks import BENCHMARKS
+from sft_jax.evals.files import Listing
 from sft_jax.models import hub as hub_models
 from sft_jax.utils import hub, hub_errors, io, log
 from sft_jax.utils.errors import UserError
 from tests import tiny
 from tests.conftest import REPOSITORY
+from tests.evals.tasks import choice_files
 from tests.hub_server import HubServer, git_oid
 
 CANARY = 'hf_canaryTokenThatMustNotLeak'
@@ -276,6 +279,9 @@ def test_refused_before_the_weights_come(server, tiny_files, model_files, monkey
   pickled = {n: d for n, d in model_files.items() if not n.endswith('.safetensors')}
   server.add('model', 'org/pickled', {**pickled, 'pytorch_model.bin': b'x'})
   refused(tiny_files, 'no model.safetensors', 'pytorch_model.bin', model='org/pickled')
+  broken = {**model_files, 'tokenizer.json': model_files['tokenizer.json'][:-9]}
+  server.add('model', 'org/broken', broken)
+  refused(tiny_files, 'tokenizer', model='org/broken')
   tokenless = {n: d for n, d in model_files.items() if not n.startswith('tokenizer')}
   server.add('model', 'org/slow', {**tokenless, 'vocab.json': b'{}', 'merges.txt': b''})
   refused(tiny_files, 'no tokenizer.json or tokenizer.model', 'save_pretrained', model='org/slow')
@@ -410,7 +416,7 @@ main.cli()
 """
 
 
-@pytest.mark.parametrize('end', ['refused', 'crashed', 'run-crashed', 'run-killed'])
+@pytest.mark.parametrize('end', ['refused', 'crashed', 'run-crashed'])
 def test_how_a_process_ends_and_that_it_shows_no_token(end, server, tiny_files, tmp_path):
   """A fetch, or a run that has asked the hub, ends in the middle of its work."""
   short = {'eval__tasks': '', 'data__heldout_share': 0.0, 'train__epochs': 1.0}
@@ -428,14 +434,39 @@ def test_how_a_process_ends_and_that_it_shows_no_token(end, server, tiny_files, 
     assert done.returncode == 2 and not done.stdout
     line = f'error: the model is gated (org/tiny) — ask for access at {server.url}/org/tiny '
     assert done.stderr.startswith(line) and done.stderr.count('\n') == 1, done.stderr
-  elif end == 'run-killed':
-    assert done.returncode == -signal.SIGKILL, done.stderr
   else:
     assert done.returncode == 1 and 'a defect' in done.stderr
   if end.startswith('run'):
     assert len(tiny.read_jsonl(tmp_path / 'w' / 'metrics.jsonl')) >= 2, 'it was at work'
   assert CANARY not in done.stdout + done.stderr
   assert not [p for p in tmp_path.rglob('*') if p.is_file() and CANARY.encode() in p.read_bytes()]
+
+
+def test_a_private_model_leaves_no_token_behind(server, tiny_files, tmp_path):
+  """Fetched, trained until it is killed, trained to the end: in no file, line or card."""
+  server.private['org/tiny'] = CANARY
+  places = {'HOME': 'user', 'SFT_JAX_CACHE': 'cache', 'XDG_CACHE_HOME': 'xdg', 'TMPDIR': 'tmp'}
+  for name in places.values():
+    (tmp_path / name).mkdir()
+  changes = {key: str(tmp_path / name) for key, name in places.items()}
+  env = environment(server, tmp_path / 'home', **changes)
+  short = {'eval__tasks': '', 'data__heldout_share': 0.0, 'train__epochs': 1.0}
+  config = tiny.config('org/tiny', tiny_files[1], export__format='peft', **short)
+  run = command(config, f'--workdir={tmp_path}/w')
+  lives = [
+    (command(config, '--mode=fetch'), {'HF_TOKEN': ''}, 2),
+    (command(config, '--mode=fetch'), {}, 0),
+    ([sys.executable, '-c', CRASH, 'run-killed', *run[3:]], {}, -signal.SIGKILL),
+    (run, {}, 0),
+  ]
+  for args, more, status in lives:
+    done = subprocess.run(args, env=env | more, timeout=300, **PIPES)
+    assert done.returncode == status, done.stderr
+    assert CANARY not in done.stdout + done.stderr
+  assert 'base_model: "org/tiny"' in (tmp_path / 'w/export/peft/README.md').read_text()
+  files = [p for p in tmp_path.rglob('*') if p.is_file()]
+  assert not [p for p in files if CANARY.encode() in p.read_bytes()]
+  assert {'metrics.jsonl', 'rows.jsonl', 'model.safetensors'} <= {p.name for p in files}
 
 
 CARD = b"""---
@@ -485,6 +516,101 @@ def test_a_whole_run_without_a_network(server, tiny_files, tmp_path):
   held = [p for p in tmp_path.rglob('*') if p.is_file() and CANARY.encode() in p.read_bytes()]
   assert CANARY not in outputs and not held
   assert 'base_model: "org/tiny"' in (tmp_path / 'w/export/hf/README.md').read_text()
+
+
+def card(**configurations):
+  """README.md of a data set: {configuration: {split: file}}."""
+  import yaml
+
+  configs = [
+    {'config_name': name, 'data_files': [{'split': s, 'path': p} for s, p in splits.items()]}
+    for name, splits in configurations.items()
+  ]
+  return f'---\n{yaml.safe_dump({"configs": configs})}---\n'.encode()
+
+
+def test_benchmarks_without_a_network(server, tiny_files, tmp_path):
+  """The sets of all benchmarks come, with the model; then a process without a network asks them."""
+  lines = lambda rows: '\n'.join(json.dumps(row) for row in rows).encode()
+  maths = [{'question': f'{n} and {n}?', 'answer': f'So.\n#### {2 * n}'} for n in range(3)]
+  gsm8k = server.add(
+    'dataset',
+    'openai/gsm8k',
+    {
+      'README.md': card(main={'test': 'main/test.jsonl'}, socratic={'test': 'other/o.jsonl'}),
+      'main/test.jsonl': lines(maths),
+      'other/o.jsonl': b'{"question": "wrong", "answer": "#### 1"}\n',
+    },
+  )
+  arc = {'test': lines(choice_files.ARC[:2]), 'train': lines(choice_files.ARC[2:])}
+  server.add(
+    'dataset',
+    'allenai/ai2_arc',
+    {
+      'README.md': card(**{'ARC-Easy': {split: f'{split}.jsonl' for split in arc}}),
+      **{f'{split}.jsonl': rows for split, rows in arc.items()},
+    },
+  )
+  server.cut = {'main/test.jsonl': 40}
+  env = environment(server, tmp_path / 'home')
+  config = tiny.config('org/tiny', tiny_files[1], eval__template='raw')
+  config.data.path, config.eval.tasks = '', 'gsm8k:0shot,arc_easy:2shot:ll,arc_easy:0shot'
+  done = subprocess.run(command(config, '--mode=fetch'), env=env, timeout=100, **PIPES)
+  assert done.returncode == 0, done.stderr
+  head = rf'^benchmark +hf:openai/gsm8k:main@test: commit {gsm8k}, 2 files, [\d,]+ bytes'
+  assert re.search(head, done.stdout, re.MULTILINE)
+  assert done.stdout.count('hf:allenai/ai2_arc:ARC-Easy@test: commit') == 1, 'for both of its tasks'
+  assert 'gsm8k:0shot:gen: 3 questions' in done.stdout
+  listed = done.stdout.index('to fetch and prepare')
+  assert listed < done.stdout.index('3 questions') and 'HF_HUB_OFFLINE=1' in done.stdout[listed:]
+  ranges = [h['Range'] for _, path, h in server.requests if 'Range' in h]
+  assert ranges[:2] == ['bytes=40-', 'bytes=80-'], 'it goes on where an answer was cut off'
+  # Both sets have a file of that name.
+  times = {'test.jsonl': 1 + 1 + len(ranges), 'train.jsonl': 1, 'o.jsonl': 0}
+  assert {name: server.gets(name) for name in times} == times
+
+  alone = ['unshare', '-rn'] if _can_unshare() else []
+  env |= {'HF_HUB_OFFLINE': '1', 'HF_ENDPOINT': server.url if alone else 'http://127.0.0.1:9'}
+  args = [*alone, *command(config, '--mode=eval', f'--workdir={tmp_path}/w')]
+  done = subprocess.run(args, env=env, timeout=300, **PIPES)
+  assert done.returncode == 0, done.stderr
+  (row,) = tiny.read_jsonl(tmp_path / 'w' / 'rows.jsonl')
+  assert row['gsm8k-0shot-gen-n'] == 3 and row['arc_easy2-2shot-ll-n'] == 2
+
+
+def test_what_benchmarks_read_from_the_hub():
+  """The list that is fetched is what is read."""
+
+  class Noting(choice_files.Hub):
+    def __init__(self):
+      self.hubs = []
+
+    def rows(self, path, *, hub='', columns=()):
+      self.hubs.append(hub)
+      return super().rows(path, hub=hub, columns=columns)
+
+  for name in ('mmlu', 'cmmlu', 'jmmlu', 'hellaswag', 'boolq', 'arc_easy', 'piqa', 'truthfulqa'):
+    listing, noting = Listing(), Noting()
+    for files in (listing, noting):
+      BENCHMARKS[name].read(files)
+    assert listing.hubs == noting.hubs and listing.hubs, name
+  config = tiny.config('org/tiny', 'x.jsonl', eval__tasks='mmlu:5shot:ll,mmlu:gen,math')
+  config.data.name, config.data.path = 'builtin', ''
+  listed = [need.path for need in fetch.needs(config) if need.what == 'benchmark']
+  assert listed[0] == 'hf:cais/mmlu:all@test' and len(listed) == 1 + 7
+  config.eval.tasks = 'mt_bench'
+  with pytest.raises(UserError, match=r'not on the hub.*config.eval.data_dir'):
+    fetch.needs(config)
+
+
+def test_benchmarks_of_a_directory_are_read(server, tiny_files, tmp_path, said):
+  choice_files.write(tmp_path)
+  changes = {'eval__tasks': 'boolq:ll,arc_easy:ll', 'eval__data_dir': str(tmp_path)}
+  bring(tiny_files, model=str(tiny_files[0]), **changes)
+  assert 'boolq:0shot:ll: 10 questions' in said() and not server.requests
+  (tmp_path / 'arc_easy_test.jsonl').write_text('{"question": "?"}\n')
+  with pytest.raises(UserError, match=r'arc_easy_test.jsonl:1'):
+    bring(tiny_files, model=str(tiny_files[0]), **changes)
 
 
 def _can_unshare() -> bool:

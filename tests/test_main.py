@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax import main, results, runner, summary
+from sft_jax import config_file, main, results, runner, summary
 from sft_jax import spec as spec_lib
 from sft_jax.evals import core
 from sft_jax.models import decoder
 from sft_jax.train import loop
+from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.utils import lease, trees
 from sft_jax.utils.errors import Interrupted
 from tests import tiny
@@ -238,7 +239,7 @@ def test_without_a_finite_score_the_last_is_exported_and_that_is_said(
   full_run, tiny_files, tmp_path, said, monkeypatch
 ):
   copy = shutil.copytree(full_run, tmp_path / 'run')
-  monkeypatch.setattr(runner.Checkpoints, 'best_step', lambda self: None)
+  monkeypatch.setattr(Checkpoints, 'best_step', lambda self: None)
   config = settings('full', tiny_files, export__format='hf', export__snapshot='best')
   with tiny.on_devices():
     runner.export(config, str(copy))
@@ -445,7 +446,7 @@ def test_sigterm_exits_3_and_the_same_command_ends_alike(full_run, tiny_files, t
   assert said.count('\n') < 30 and 'WARNING' not in again.stderr, 'quiet logs'
 
 
-def config_file(path, *lines):
+def write_config(path, *lines):
   body = ''.join(f'  {line}\n' for line in ('config = base.get_config()', *lines, 'return config'))
   path.write_text(f'from configs import base\n\n\ndef get_config():\n{body}')
   return path
@@ -469,9 +470,9 @@ def config_file(path, *lines):
   ],
 )
 def test_what_is_wrong_in_a_config_file_is_told_with_its_line(line, what, how, tmp_path):
-  path = config_file(tmp_path / 'mine.py', line)
+  path = write_config(tmp_path / 'mine.py', line)
   with pytest.raises(main.UserError) as e:
-    main.load_config(str(path))
+    config_file.load_config(str(path))
   assert what in e.value.what and how in e.value.how and e.value.where == f'{path}:6'
   assert e.value.how and '\n' not in str(e.value)
 
@@ -488,21 +489,21 @@ def test_what_is_wrong_in_a_config_file_is_told_with_its_line(line, what, how, t
   ],
 )
 def test_values_of_no_use_are_refused_by_key(line, what, tmp_path):
-  path = config_file(tmp_path / 'mine.py', line)
+  path = write_config(tmp_path / 'mine.py', line)
   with pytest.raises(main.UserError, match=what):
-    main.check_values(main.load_config(str(path)), str(path))
+    config_file.check_values(config_file.load_config(str(path)), str(path))
 
 
 @pytest.mark.parametrize('name', ['base', 'sft', 'quickstart'])
 def test_our_configs_are_locked_and_whole(name):
-  config = main.load_config(f'configs/{name}.py')
-  main.check_values(config, name)
+  config = config_file.load_config(f'configs/{name}.py')
+  config_file.check_values(config, name)
   with pytest.raises(AttributeError, match='learning_rate'):
     config.train.learnin_rate = 1.0
 
 
 def test_a_bad_config_file_exits_2_in_one_line(tmp_path):
-  path = config_file(tmp_path / 'mine.py', 'config.train.learnin_rate = 1e-4')
+  path = write_config(tmp_path / 'mine.py', 'config.train.learnin_rate = 1e-4')
   done = subprocess.run(
     command(tmp_path / 'w', f'--config={path}'), cwd=REPOSITORY, env=environment(),
     capture_output=True, text=True, timeout=100,

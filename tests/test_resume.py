@@ -42,7 +42,7 @@ def training_state(given, workdir):
   """{path: array} of everything in the last checkpoint, and its step."""
   with tiny.on_devices():
     job = runner.Run(given, str(workdir), loop.StopSignal())
-  _, state = job.program.start(job.total_steps)
+  _, state = job.alone().start()
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )

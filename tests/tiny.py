@@ -9,6 +9,8 @@ import jax
 
 from configs import base
 from sft_jax import runner
+from sft_jax.parallel import mesh as mesh_lib
+from tests import wheels
 
 QUESTIONS = ('how much is', 'please add up', 'what is the sum of', 'tell me the total of')
 # Steps and epochs at which the runs below take snapshots.
@@ -57,6 +59,8 @@ def config(model: Path, data: Path, **changes):
     'checkpoint__every_seconds': 0.0,
     'checkpoint__every_steps': 2,
     'export__dtype': 'float32',
+    # Not the user's own.
+    'cache_dir': str(wheels.cache().parent / 'cache'),
     # Only so that the tests pass beside a GPU.
     'mesh__allow_idle': True,
   }
@@ -93,8 +97,8 @@ def run(workdir: Path, given, devices: int = 1):
 
 def on_devices(count: int = 1):
   """Context in which the runner's mesh has so many devices."""
-  mesh = functools.partial(runner.mesh_lib.make_mesh, devices=jax.devices()[: count or None])
-  return mock.patch.object(runner.mesh_lib, 'make_mesh', mesh)
+  mesh = functools.partial(mesh_lib.make_mesh, devices=jax.devices()[: count or None])
+  return mock.patch.object(mesh_lib, 'make_mesh', mesh)
 
 
 def read_jsonl(path: Path) -> list[dict]:

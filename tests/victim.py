@@ -21,28 +21,17 @@ from tests import tiny
 STEP_SECONDS = 0.02
 
 
-class _Slow(log.Progress):
-  """Reports each finished step through a pipe."""
-
-  pipe: Any = None
-
-  def update(self, step: int, loss: float, tokens: float, supervised: float) -> dict[str, float]:
-    self.pipe.send(step)
-    time.sleep(STEP_SECONDS)
-    return super().update(step, loss, tokens, supervised)
-
-
-class _NoTensorBoard(log.RunLog):
-  """Importing TensorFlow would be most of a life."""
-
-  def __init__(self, workdir: Any, quiet: bool = False):
-    super().__init__(workdir, quiet=quiet, tensorboard=False)
-
-
 def live(given: Any, workdir: str, pipe: Any) -> None:
   """A life: does the run, from where it was left, to its end."""
-  _Slow.pipe = pipe
-  log.Progress, log.RunLog = _Slow, _NoTensorBoard  # type: ignore[misc]
+  update = log.Progress.update
+
+  def slow(self: log.Progress, step: int, *rest: float) -> dict[str, float]:
+    pipe.send(step)
+    time.sleep(STEP_SECONDS)
+    return update(self, step, *rest)
+
+  log.Progress.update = slow  # type: ignore[method-assign]
+  given.log.tensorboard = False  # Importing TensorFlow would be most of a life.
   with open(os.devnull, 'w') as sys.stderr:
     tiny.run(workdir, given)
 

@@ -312,6 +312,7 @@ def read_records(
   cache_dir: str = '',
   revision: str = '',
   columns: Mapping[str, str] | None = None,
+  where: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Record]:
   """Reads a data set.
 
@@ -320,11 +321,10 @@ def read_records(
       `hf:org/name[:config][@split]` or `tfds:name[:version][@split]`.
     fmt: A key of FORMATS, or 'auto': told from the first record, and then all must have it.
     limit: Read at most this many records; 0 reads all.
-    empty: Records with an empty response are marked by 'drop' (tokenising drops and counts them)
-      and refused by 'error'.
-    cache_dir: See `readers.read_raw`.
-    revision: See `readers.read_raw`.
+    empty: 'drop' marks records with an empty response (tokenising drops them), 'error' refuses.
+    cache_dir, revision: See `readers.read_raw`.
     columns: {field in the data: field of the format}.
+    where: {field in the data: values}: records with others are left out.
 
   Raises:
     UserError: See `readers.read_raw` and `convert`; also an unknown format or choice.
@@ -335,14 +335,16 @@ def read_records(
     )
   if empty not in ('drop', 'error'):
     raise UserError(f'unknown choice {empty!r} for empty responses', how='use drop or error')
-  records = []
-  for where, raw in read_raw(path, limit, cache_dir, revision):
-    if columns and isinstance(raw, Mapping):
+  records, columns, where = [], columns or {}, where or {}
+  for place, raw in read_raw(path, limit, cache_dir, revision):
+    if isinstance(raw, Mapping):
+      if any(raw.get(key) not in values for key, values in where.items()):
+        continue
       raw = {columns.get(key, key): value for key, value in raw.items()}
     if fmt == 'auto':
-      fmt = detect(raw, where)
-    record = convert(raw, fmt, where)
+      fmt = detect(raw, place)
+    record = convert(raw, fmt, place)
     if record.problem and empty == 'error':
-      raise UserError(record.problem, where=where, how='fill it in or remove the record')
+      raise UserError(record.problem, where=place, how='fill it in or remove the record')
     records.append(record)
   return records

@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sft_jax.utils import hub, hub_errors, io
+from sft_jax.utils import hub, hub_download, hub_errors, io
 from sft_jax.utils.errors import UserError
 
 # Nothing that is run or unpickled when it is read.
 PATTERNS = ('*.parquet', '*.arrow', '*.json', '*.jsonl', '*.csv', '*.tsv', '*.txt')
+_SUFFIXES = tuple(pattern.removeprefix('*') for pattern in PATTERNS)
 _PACKED = r'\.(gz|zst|bz2|xz)$'
 
 
@@ -42,12 +43,47 @@ def split_spec(path: str) -> tuple[str, str]:
   return (name, split) if at else (split, 'train')
 
 
+def file_of(path: str) -> tuple[str, str]:
+  """'hf:org/name/dir/file.json' -> ('org/name', 'dir/file.json'); ('', '') of other paths."""
+  match = re.fullmatch(r'hf:([\w.-]+/[\w.-]+)/([^@:]+\.[^@:/]+)', path)
+  return (match[1], match[2]) if match else ('', '')
+
+
+def bring_file(path: str, revision: str = '') -> str:
+  """The one file that `hf:org/name/file` names, in the hub's cache.
+
+  Raises:
+    UserError: as `hub.resolve`; no such file.
+  """
+  repo, file = file_of(path)
+  snapshot = hub.resolve('dataset', repo, revision or 'main')
+  if snapshot is None:
+    raise UserError('not in the cache', path, 'connect to the network and use --mode=fetch')
+  local = snapshot.directory / file
+  if not local.is_file():
+    hub_download.download([_only(snapshot, file, path)])
+  return str(local)
+
+
+def _only(snapshot: hub.Snapshot, file: str, path: str) -> hub.Snapshot:
+  one = snapshot.only([file])
+  if not one.files:
+    names = ', '.join(f.name for f in snapshot.files if f.name.endswith(_SUFFIXES))
+    how = f'there are: {names}' if names else 'connect to the network and use --mode=fetch'
+    raise UserError(f'no file {file!r} in {snapshot}', path, how)
+  return one
+
+
 def look_up(path: str, revision: str = '', cache_dir: str = '') -> HubSet:
   """Asks the hub what `read` will need.
 
   Raises:
     UserError: as `hub.look_up`; no such configuration; files of a kind that is not read.
   """
+  repo, one = file_of(path)
+  if one:
+    snapshot = _only(hub.look_up('dataset', repo, revision or 'main'), one, path)
+    return HubSet(snapshot, snapshot.directory, 0)
   spec, split = split_spec(path)
   name, _, config = spec.partition(':')
   everything = hub.look_up('dataset', name, revision or 'main')

@@ -25,6 +25,9 @@ LAYOUTS = ('packed', 'padded')
 ROW_MULTIPLE = 64  # row lengths are multiples of this
 _SHORT_ROW = 512  # packed rows may grow to this length for less padding
 _PROBED_STEPS = 64  # steps a row length is judged by
+_FEW_SHORTEST = 128  # shortest row where few shapes are wanted
+_FEW_MICROS = 16  # least microbatches there; more go up by fours
+_FEW_TOKENS = 8192  # most tokens in a microbatch there, unless given
 
 
 class Loader:
@@ -40,8 +43,13 @@ class Loader:
 
   Rows are spread evenly over the fewest microbatches of at most `rows_per_micro` rows.
 
+  With `few_shapes` different data share programs: the row length is a power of two, a microbatch
+  has as many rows as the limits allow or a quarter, and there are 16, 64, 256, … microbatches. Only
+  those in use are computed.
+
   Args:
-    runs: (examples, sampler) of each run. A run past its last step gives zero weights.
+    runs: (examples, sampler) of each run, or None for a slot without data. A run past its last step
+      gives zero weights.
     layout: 'packed' or 'padded'.
     row_length: Tokens a row, or 0.
     rows_per_micro: Most rows in a microbatch, over all devices. 0: see the next.
@@ -50,6 +58,8 @@ class Loader:
     row_shards: Rows of a microbatch are made divisible by this (data x fsdp devices) with empty
       rows.
     pad_multiple: See above; 'padded' only.
+    few_shapes: See above; what is given by `row_length` and `rows_per_micro` stays so.
+    shape: (microbatches, rows, tokens) of a loader of these and further runs, to go on with.
 
   Raises:
     UserError: An unknown layout, no examples, or a row length below the longest example.
@@ -57,22 +67,32 @@ class Loader:
 
   def __init__(
     self,
-    runs: Sequence[Run],
+    runs: Sequence[Run | None],
     layout: str = 'packed',
     row_length: int = 0,
     rows_per_micro: int = 0,
     tokens_per_micro: int = 0,
     row_shards: int = 1,
     pad_multiple: int = 0,
+    few_shapes: bool = False,
+    shape: tuple[int, int, int] | None = None,
   ):
     if layout not in LAYOUTS:
       raise UserError(f'unknown layout {layout!r}', how=f'use one of: {", ".join(LAYOUTS)}')
-    for examples, sampler in runs:
+    for examples, sampler in filter(None, runs):
       if sampler.n != len(examples):
         raise ValueError(f'a sampler of {sampler.n} for {len(examples)} examples')
-    if not runs:
+    if not any(runs):
       raise UserError('no runs to load data for')
-    self.runs, self.layout = list(runs), layout
+    self.slots = len(runs)
+    # Runs that have data, and the slot of each.
+    self.places: list[int] = []
+    self.runs: list[Run] = []
+    for place, run in enumerate(runs):
+      if run is not None:
+        self.places.append(place)
+        self.runs.append(run)
+    self.layout = layout
     self.row_shards, self.pad_multiple = row_shards, pad_multiple if layout == 'padded' else 0
     self._lengths = [np.array([len(e) for e in examples]) for examples, _ in self.runs]
     self._supervised = [
@@ -80,21 +100,23 @@ class Loader:
     ]
     self.total_steps = max(sampler.total_steps for _, sampler in self.runs)
     longest = int(max(lengths.max() for lengths in self._lengths))
-    if row_length and row_length < longest:
-      raise UserError(
-        f'rows of {row_length} tokens are shorter than the longest example ({longest})',
-        where='config.train.row_length',
-        how=f'use 0 (automatic) or at least {longest}, or a smaller max_length',
-      )
-    self._limits = rows_per_micro, tokens_per_micro
+    check_row_length(row_length, longest)
+    self._limits, self._few = (rows_per_micro, tokens_per_micro), few_shapes
+    if shape is not None:
+      self.micros, self.rows_per_micro, self.row_length = shape
+      self._rows = self._count_rows(range(self.total_steps), self.row_length)
+      return
     self.row_length = row_length or self._choose_row_length(longest)
     self._rows = self._count_rows(range(self.total_steps), self.row_length)
-    self.micros, self.rows_per_micro = self._grid(int(self._rows.max()), self.row_length)
+    if few_shapes:
+      self.micros, self.rows_per_micro = self._few_grid()
+    else:
+      self.micros, self.rows_per_micro = self._grid(int(self._rows.max()), self.row_length)
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
     """(runs, microbatches, rows, tokens) of a batch; with `pad_multiple` the longest tokens."""
-    return len(self.runs), self.micros, self.rows_per_micro, self.row_length
+    return self.slots, self.micros, self.rows_per_micro, self.row_length
 
   def _grid(self, most_rows: int, row_length: int) -> tuple[int, int]:
     """(microbatches, rows in each) that hold `most_rows` within the limits."""
@@ -108,6 +130,21 @@ class Loader:
     micros = math.ceil(most_rows / limit)
     rows = round_up(math.ceil(most_rows / micros), self.row_shards)
     return math.ceil(most_rows / rows), rows
+
+  def _few_grid(self) -> tuple[int, int]:
+    """The same from few values: as many rows as the limits allow, or a quarter of that."""
+    rows_limit, tokens_limit = self._limits
+    parts = max(1, (tokens_limit or _FEW_TOKENS) // self.row_length // self.row_shards)
+    full = 1 << (parts.bit_length() - 1)
+    choices = [rows_limit] if rows_limit else [full * self.row_shards, full // 4 * self.row_shards]
+    choices = [round_up(rows, self.row_shards) for rows in choices if rows]
+    # Each microbatch costs a little besides what is in it.
+    cost = lambda rows: float((np.ceil(self._rows / rows) * (rows + full / 16)).sum())
+    rows = min(choices, key=cost)
+    micros = _FEW_MICROS
+    while micros * rows < self._rows.max():
+      micros *= 4
+    return micros, rows
 
   def _count_rows(self, steps: Sequence[int], row_length: int) -> np.ndarray:
     """int64 [steps]: rows needed by the run that needs most."""
@@ -124,6 +161,8 @@ class Loader:
 
   def _choose_row_length(self, longest: int) -> int:
     shortest = round_up(longest, ROW_MULTIPLE)
+    if self._few and not self.pad_multiple:
+      return max(1 << (longest - 1).bit_length(), _FEW_SHORTEST)
     if self.layout == 'padded':
       return round_up(longest, self.pad_multiple) if self.pad_multiple else shortest
     probes = np.unique(np.linspace(0, self.total_steps - 1, _PROBED_STEPS).astype(np.int64))
@@ -147,10 +186,10 @@ class Loader:
 
   def batch(self, step: int) -> Batch:
     """The numpy batch of a step: FIELDS [R, M, B, T] and the int32 scalar `micro`."""
-    runs, micros, rows, _ = self.shape
+    slots, micros, rows, _ = self.shape
     length = self.step_length(step)
     batch: Batch = {
-      name: np.zeros((runs, micros * rows, length), dtype) for name, dtype in FIELDS.items()
+      name: np.zeros((slots, micros * rows, length), dtype) for name, dtype in FIELDS.items()
     }
     used = 0
     for run, (examples, sampler) in enumerate(self.runs):
@@ -160,26 +199,26 @@ class Loader:
       else:
         layout = layout_rows(self._lengths[run][members], length)
       for name, array in fill([examples[i] for i in members], layout, length).items():
-        batch[name][run, : len(layout)] = array
+        batch[name][self.places[run], : len(layout)] = array
       used = max(used, len(layout))
-    batch = {name: array.reshape(runs, micros, rows, length) for name, array in batch.items()}
+    batch = {name: array.reshape(slots, micros, rows, length) for name, array in batch.items()}
     batch['micro'] = np.int32(math.ceil(used / rows))
     return batch
 
   def sources(self, step: int) -> list[list[str]]:
-    """Where the examples of a step came from, for each run."""
+    """Where the examples of a step came from, for each run that has data."""
     return [[examples[i].source for i in s.indices(step)] for examples, s in self.runs]
 
   def supervised(self, step: int) -> np.ndarray:
-    """int64 [R], tokens with a loss weight in this step."""
+    """int64 [runs that have data], tokens with a loss weight in this step."""
     return self._sum(self._supervised, step)
 
   def tokens(self, step: int) -> np.ndarray:
-    """int64 [R], tokens of examples in this step."""
+    """int64 [runs that have data], tokens of examples in this step."""
     return self._sum(self._lengths, step)
 
   def padded(self, step: int) -> np.ndarray:
-    """int64 [R], computed slots that hold no token, in the microbatches in use."""
+    """int64 [runs that have data], computed slots without a token, in microbatches in use."""
     used = math.ceil(self._rows[step] / self.rows_per_micro) if step < len(self._rows) else 0
     return used * self.rows_per_micro * self.step_length(step) - self.tokens(step)
 
@@ -213,6 +252,16 @@ class Loader:
       return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return {name: place(array) for name, array in batch.items()}
+
+
+def check_row_length(row_length: int, longest: int) -> None:
+  """Raises UserError for rows, unless 0, that the longest example does not fit."""
+  if row_length and row_length < longest:
+    raise UserError(
+      f'rows of {row_length} tokens are shorter than the longest example ({longest})',
+      where='config.train.row_length',
+      how=f'use 0 (automatic) or at least {longest}, or a smaller max_length',
+    )
 
 
 class Prefetch:

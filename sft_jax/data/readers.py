@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from sft_jax.data import hub_sets, tfds_sets
+from sft_jax.data import hub_sets, json_stream, tfds_sets
 from sft_jax.utils.errors import UserError
 
 Raw = tuple[str, Any]  # (where: 'file.jsonl:12', the record); no two records share a place
@@ -30,6 +30,7 @@ KINDS = '.json, .jsonl, .csv, .tsv, .parquet (text also .gz), hf:org/name, tfds:
 def read_raw(path: str, limit: int = 0, cache_dir: str = '', revision: str = '') -> Iterator[Raw]:
   """Raw records of a file, `hf:org/name[:config][@split]` or `tfds:name[:version][@split]`.
 
+  `hf:org/name/file.json` is one file of a hub data set.
   A record's place is 'file:LINE' where it starts; 'file:LINE[INDEX]' (from 0, in the whole list)
   where a line holds several; 'file:KEY' in an object of records; 'file:row N' where rows have no
   lines.
@@ -45,7 +46,9 @@ def read_raw(path: str, limit: int = 0, cache_dir: str = '', revision: str = '')
       not UTF-8; malformed JSON, CSV or Parquet (with the line), also where a field occurs twice or
       text follows a list; a hub or TFDS failure.
   """
-  if path.startswith('hf:'):
+  if hub_sets.file_of(path)[1] and not os.path.isdir(path[3:]):
+    found = _read_file(hub_sets.bring_file(path, revision))
+  elif path.startswith('hf:'):
     found = hub_sets.read(path, limit, cache_dir, revision)
   elif path.startswith('tfds:'):
     found = tfds_sets.read(path, cache_dir)
@@ -70,13 +73,15 @@ def _read_file(path: str) -> Iterator[Raw]:
       how=f'convert it to one of: {KINDS}',
     )
   try:
-    mode = os.stat(path).st_mode
+    status = os.stat(path)
   except (OSError, ValueError) as error:
     raise _unreadable(path, error) from error
-  if stat.S_ISDIR(mode):
+  if stat.S_ISDIR(status.st_mode):
     raise UserError('a directory, not a file', where=path, how='name one data file in it')
   if kind == '.parquet':
     return _read_parquet(path)
+  if kind == '.json' and not name.endswith('.gz') and status.st_size > json_stream.LARGE:
+    return json_stream.records(path)
   reader = {
     '.json': _read_json,
     '.jsonl': _read_json_lines,

@@ -135,8 +135,8 @@ class Generate:
     ask: Item and shots to a prompt.
     grade: Output and item to a grade; or, for work best done together (programs, judges),
       `grade_all`.
-    max_new: Most new tokens.
-    stops: Texts the output is cut at, by number of shots where a mapping is given.
+    max_new: Most new tokens; or a function of the number of shots.
+    stops: Texts the output is cut at, by number of shots.
     settled: Whether a text's grade can no longer change by what may follow. Only where that is
       exact; None where it never is.
     grade_all: All outputs and items to their grades (None: not graded, counted as missing), given
@@ -148,15 +148,16 @@ class Generate:
     percent: Whether columns are means times 100.
     macro: Whether the score is the mean of the groups' means.
     released: {shots: column} where the published table has this very measure.
+    judge: The model that judged for the published table, '' where none did.
     judgments: Requests an item makes to `Services.judge`; if any, there must be one.
     programs: Whether outputs are programs, which `Services.run_programs` must run.
-    summary: Items and their grades to columns that are no mean of one measure over all items, by
-      their whole names. Those of the published table are among them only for the whole data.
+    summary: Items and their grades to columns that are no mean of one measure over all items, as
+      they are called where the measure is the published one; see `questions.Names`.
   """
 
   ask: Ask
   grade: Callable[[Any, Item], Grade] | None = None
-  max_new: int = 512
+  max_new: int | Callable[[int], int] = 512
   stops: Callable[[int], Sequence[str]] = lambda shots: ()
   settled: Callable[[str], bool] | None = None
   grade_all: Callable[..., Sequence[Grade | None]] | None = None
@@ -166,9 +167,14 @@ class Generate:
   percent: bool = True
   macro: bool = False
   released: Mapping[int, str] = dataclasses.field(default_factory=dict)
+  judge: str = ''
   judgments: int = 0
   programs: bool = False
   summary: Callable[[Sequence[Item], Sequence[Grade | None]], Mapping[str, Any]] | None = None
+
+  def most_new(self, shots: int) -> int:
+    """Most new tokens with so many shots."""
+    return self.max_new(shots) if callable(self.max_new) else self.max_new
 
 
 class Verdict(NamedTuple):

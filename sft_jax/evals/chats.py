@@ -31,6 +31,7 @@ class Target:
     model: Name of the model there.
     key: Sent as a bearer token; '' sends none.
     named: What the names of its environment variables begin with, for messages.
+    budget: Key below `config.eval` that says what it may cost, for messages.
 
   Raises:
     UserError: no plain http address (without user, password or query), no model, or a key that
@@ -41,6 +42,7 @@ class Target:
   model: str
   key: str = dataclasses.field(default='', repr=False)
   named: str = 'SFT_JAX_ENDPOINT'
+  budget: str = 'endpoint_budget'
 
   def __post_init__(self) -> None:
     url = self.url.strip().rstrip('/').removesuffix('/chat/completions')

@@ -1,35 +1,22 @@
 """Two rows against each other, item by item: differences, how sure they are, and who wrote what.
 
-Reads the per-item records (`stats.py` says what is in them) that a run leaves in `samples/` or an
-evaluation in its directory. Pairs that were not asked the same thing are refused. Not for showing
-them (`compare_text.py`) or for trends over many rows; nothing is evaluated here.
+Works on per-item records (`stats.py` says what is in them, `records.py` reads them). Pairs that
+were not asked the same thing are refused. Not for showing them (`compare_text.py`) or for trends
+over many rows; nothing is evaluated here.
 """
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from etils import epath
 
 from sft_jax.evals import stats
-from sft_jax.utils import io
+from sft_jax.evals.records import Records, Row
 from sft_jax.utils.errors import UserError
 
-Records = list[dict[str, Any]]
-
-_ABOUT = ('task', 'version', 'prompt-hash', 'template', 'measures', 'percent', 'macro')
-_STEP = re.compile(r'.+-(\d+)\.jsonl')
 _Z_POWER = 0.8416212335729143  # 80 % quantile of the normal distribution.
-
-
-class Row(NamedTuple):
-  """Per-item records of one model by task; `name` is where they were read."""
-
-  name: str
-  tasks: dict[str, Records]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +40,21 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class Clean:
+  """The comparison without items that were found in the training data of one row or both.
+
+  Attributes:
+    contaminated: How many those are.
+    n: Items that are left.
+    difference: On these alone, with its 95 % interval; None where there are none.
+  """
+
+  contaminated: int
+  n: int
+  difference: stats.Estimate | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
   """One task. Scores and differences are in points where columns are in percent.
 
@@ -68,6 +70,7 @@ class Comparison:
     detectable: Smallest difference found with 80 % power, as often as these rows differ; None where
       the items are too few for any.
     split: None for tasks without outputs.
+    clean: None where nobody looked for the items in training data.
     disagree: Pairs of records whose scores differ.
   """
 
@@ -82,76 +85,8 @@ class Comparison:
   worse: int
   detectable: float | None
   split: Split | None
+  clean: Clean | None
   disagree: list[tuple[dict[str, Any], dict[str, Any]]]
-
-
-def read(path: str) -> Row:
-  """Per-item records in a JSONL file or a directory.
-
-  Args:
-    path: FILE.jsonl, or DIR[@STEP]: a run's workdir, its `samples/`, or an evaluation's directory.
-      Of files 'NAME-STEP.jsonl' those of one step are read, the last unless one is named. Files of
-      other things (samples, layers) are passed over.
-
-  Raises:
-    UserError: nothing there, or records that are not whole or not of one evaluation.
-  """
-  place, step = epath.Path(path), ''
-  if not place.exists() and re.fullmatch(r'.+@\d+', path):
-    name, _, step = path.rpartition('@')
-    place = epath.Path(name)
-  if not place.exists():
-    raise UserError('no such file or directory', path, 'name per-item records or their directory')
-  if not place.is_dir():
-    files = [place]
-  else:
-    inner = place / 'samples'
-    found = [*place.glob('*.jsonl'), *(inner.glob('*.jsonl') if inner.exists() else ())]
-    files = sorted(file for file in found if _first(file))
-    steps = {file: match[1] for file in files if (match := _STEP.fullmatch(file.name))}
-    step = step or max(steps.values(), key=int, default='')
-    files = [file for file in files if steps.get(file, step) == step]
-  tasks: dict[str, Records] = {}
-  for file in files:
-    records = _checked(file)
-    task = records[0]['about']['task']
-    if task in tasks:
-      raise UserError(f'{task} occurs twice', str(file), 'name one of the files')
-    tasks[task] = records
-  if not tasks:
-    at = f' of step {step}' if step else ''
-    raise UserError(f'no per-item records{at}', path, 'evaluate a benchmark first')
-  return Row(path, tasks)
-
-
-def _first(file: epath.Path) -> bool:
-  """Whether the first line is a per-item record."""
-  with io.explain_unreadable(file), file.open('rb') as f:
-    return b'"about"' in f.readline()
-
-
-def _checked(file: epath.Path) -> Records:
-  """Records of a file, which must be of one evaluation."""
-  records = io.read_jsonl(file)
-  seen: set[str] = set()
-  for number, record in enumerate(records, 1):
-    about = record['about'] if isinstance(record.get('about'), dict) else {}
-    lacks = [key for key in _ABOUT if key not in about]
-    needs = ('id',) if record.get('missing') else ('id', 'extracted', 'scores')
-    lacks += [key for key in needs if key not in record]
-    if not lacks and 'scores' in needs:
-      lacks = [key for key in about['measures'][:1] if record['scores'].get(key) is None]
-    wrong = f'no {", ".join(lacks)}' if lacks else ''
-    if not wrong and about != records[0]['about']:
-      wrong = 'another evaluation than that of the first record'
-    if not wrong and record['id'] in seen:
-      wrong = f'a second item {record["id"]!r}'
-    if wrong:
-      raise UserError(wrong, f'{file}, record {number}', 'take the file as it was written')
-    seen.add(record['id'])
-  if not records:
-    raise UserError('no records', str(file), 'evaluate a benchmark first')
-  return records
 
 
 def compare(first: Row, second: Row, common: bool = False) -> list[Comparison]:
@@ -160,8 +95,8 @@ def compare(first: Row, second: Row, common: bool = False) -> list[Comparison]:
   Args:
     first: The row to start from, such as the base.
     second: The other.
-    common: Compare on common tasks and items where those differ; versions, prompts and templates
-      must be equal all the same.
+    common: Compare on common tasks and items where those differ, as after evaluations with other
+      limits; versions, prompts and templates must be equal all the same.
 
   Raises:
     UserError: the pair cannot be compared; names what differs.
@@ -175,14 +110,16 @@ def compare(first: Row, second: Row, common: bool = False) -> list[Comparison]:
 
 def _refuse(what: str, pair: str, told: bool) -> None:
   if not told:
-    raise UserError(what, pair, 'evaluate both alike, or ask for what they have in common')
+    how = 'evaluate both alike, or compare what they have in common (config.compare.common=True)'
+    raise UserError(what, pair, how)
 
 
 def _compare(first: Records, second: Records, pair: str, common: bool) -> Comparison:
   about = first[0]['about']
   pair = f'{about["task"]} of {pair}'
   others = second[0]['about']
-  for key in sorted({*about, *others}):
+  # How a column is called depends on how many items were asked.
+  for key in sorted({*about, *others} - ({'column'} if common else set())):
     if about.get(key) != others.get(key):
       what = f'{key} differs: {about.get(key)} and {others.get(key)}'
       raise UserError(what, pair, 'evaluate both alike')
@@ -237,8 +174,25 @@ def _measured(
     worse=worse,
     detectable=None if reach is None else reach * scale,
     split=split,
+    clean=_clean(pairs, values, groups, macro, scale),
     disagree=[pair for pair, d in zip(pairs, change, strict=True) if d],
   )
+
+
+def _clean(
+  pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+  values: np.ndarray,
+  groups: Sequence[str],
+  macro: bool,
+  scale: float,
+) -> Clean | None:
+  looked = [[record.get('contaminated') for record in pair] for pair in pairs]
+  if all(found is None for pair in looked for found in pair):
+    return None
+  kept = np.array([not any(pair) for pair in looked])
+  inner = [group for group, keep in zip(groups, kept, strict=True) if keep]
+  rest = _scaled(difference(values[kept], inner, macro), scale) if inner else None
+  return Clean(len(pairs) - len(inner), len(inner), rest)
 
 
 def _scaled(one: stats.Estimate, scale: float) -> stats.Estimate:

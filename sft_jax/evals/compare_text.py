@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.evals.compare import Comparison
+from sft_jax.evals.stats import Estimate
 
 _STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em }
@@ -16,6 +17,8 @@ pre { background: #8881; margin: .3em 0; padding: .6em }
 pre { white-space: pre-wrap; word-break: break-word }
 .up { color: #187a3c } .down { color: #b3261e } section { margin: 1.2em 0 }
 """
+# Of a text and of each line of it, and of the items that differ, on a terminal; the page has all.
+_MOST_LINES, _MOST_WIDTH, _MOST_IDS = 12, 400, 20
 _HEAD = ('task', 'items', 'A', 'B', 'B − A', '95 % interval', 'p', 'detectable', 'better', 'worse')
 _LEGEND = (
   'Interval: paired, score method. p: exact sign test over items. Detectable: the smallest '
@@ -42,8 +45,11 @@ def lines(
     out.append('  '.join([row[0].ljust(widths[0]), *cells]))
   out += ['', _LEGEND, *_caveats(comparisons)]
   for one in comparisons:
-    if one.split:
-      out += ['', _task(one), *(f'  {text}' for text in _split_lines(one))]
+    parts = [*_split_lines(one), *_clean_lines(one)]
+    if one.disagree:
+      parts.append(f'they differ on {_ids([a["id"] for a, _ in one.disagree])}')
+    if parts:
+      out += ['', _task(one), *(f'  {text}' for text in parts)]
     for a, b in one.disagree[:examples]:
       out += ['', f'{_task(one)}, item {a["id"]}: {_marks(one, a, b)}']
       if 'prompt' in a:
@@ -52,19 +58,27 @@ def lines(
   return out
 
 
+def _ids(ids: Sequence[str]) -> str:
+  shown = ', '.join(ids[:_MOST_IDS])
+  rest = len(ids) - _MOST_IDS
+  return shown + (f' and {rest} further items' if rest > 0 else '')
+
+
 def _task(one: Comparison) -> str:
   return str(one.about['task'])
 
 
 def _indented(name: str, text: str) -> list[str]:
-  first, *rest = text.splitlines() or ['']
+  """A text as lines under a name, its beginning where it is long."""
+  shown = lambda line: line if len(line) <= _MOST_WIDTH else f'{line[:_MOST_WIDTH]}…'
+  first, *rest = map(shown, text.splitlines() or [''])
+  cut = len(rest) >= _MOST_LINES
+  rest = [*rest[: _MOST_LINES - 1], '…'] if cut else rest
   return [f'  {name}: {first}', *(f'     {line}' for line in rest)]
 
 
 def _cells(one: Comparison) -> list[str]:
-  interval = '–'
-  if one.difference.low is not None and one.difference.high is not None:
-    interval = f'[{one.difference.low:+.2f}, {one.difference.high:+.2f}]'
+  interval = _interval(one.difference).strip() or '–'
   a, b = (f'{score:.2f}' for score in one.scores)
   shift = f'{one.difference.mean:+.2f}'
   reach = '–' if one.detectable is None else f'{one.detectable:.2f}'
@@ -94,15 +108,31 @@ def _split_lines(one: Comparison) -> list[str]:
     return []
   out = [f'answers found: {split.extracted[0]:.1f} % and {split.extracted[1]:.1f} % of outputs']
   if split.given_both is not None:
-    interval = ''
-    if split.given_both.low is not None and split.given_both.high is not None:
-      interval = f' [{split.given_both.low:+.2f}, {split.given_both.high:+.2f}]'
-    out.append(f'where found in both ({split.both} items): {split.given_both.mean:+.2f}{interval}')
+    given = f'{split.given_both.mean:+.2f}{_interval(split.given_both)}'
+    out.append(f'where found in both ({split.both} items): {given}')
   out.append(
     f'of {one.difference.mean:+.2f}: {split.ability:+.2f} from better or worse answers there, '
     f'{split.form:+.2f} from answers found in one only'
   )
   return out
+
+
+def _clean_lines(one: Comparison) -> list[str]:
+  clean = one.clean
+  if clean is None:
+    return []
+  if not clean.contaminated:
+    return ['none of the items was found in the training data']
+  out = f'{clean.contaminated} items were found in the training data'
+  if clean.difference is None:
+    return [f'{out}: no clean ones are left']
+  return [
+    f'{out}; on the {clean.n} others: {clean.difference.mean:+.2f}{_interval(clean.difference)}'
+  ]
+
+
+def _interval(one: Estimate) -> str:
+  return '' if one.low is None or one.high is None else f' [{one.low:+.2f}, {one.high:+.2f}]'
 
 
 def _marks(one: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
@@ -142,6 +172,12 @@ def report(names: tuple[str, str], comparisons: Sequence[Comparison]) -> dict[st
           'ability': one.split.ability,
           'form': one.split.form,
         },
+        'clean': one.clean
+        and {
+          'n': one.clean.n,
+          'contaminated-n': one.clean.contaminated,
+          'difference': one.clean.difference and one.clean.difference._asdict(),
+        },
         'disagree': [
           {'id': a['id'], 'scores': [r['scores'][one.about['measures'][0]] for r in (a, b)]}
           for a, b in one.disagree
@@ -176,7 +212,8 @@ def page(names: tuple[str, str], comparisons: Sequence[Comparison], most: int = 
   ]
   for one in comparisons:
     parts.append(f'<h2>{escape(_task(one))}</h2>')
-    parts += [f'<p>{escape(text)}</p>' for text in _split_lines(one)]
+    details = (*_split_lines(one), *_clean_lines(one))
+    parts += [f'<p>{escape(text)}</p>' for text in details]
     parts += [_section(one, a, b) for a, b in one.disagree[:most]]
     if len(one.disagree) > most:
       parts.append(f'<p>{len(one.disagree) - most} further items are not shown.</p>')

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from sft_jax.data import tokenize
 from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
-from sft_jax.evals import benchmarks, score
+from sft_jax.evals import benchmarks, lm_eval_tasks, score
 from sft_jax.evals.answers import Answers
 from sft_jax.evals.generation import Engine, Request, detokenizer
 from sft_jax.evals.model import Subject
@@ -96,14 +96,14 @@ TASK_NAMES = ('perplexity', 'builtin')
 
 
 def task_names(tasks: str) -> tuple[list[str], list[Wanted]]:
-  """Names of our own tasks, and benchmarks, in a comma-separated list.
+  """Names of our own tasks and of lm_eval's (`lm_eval:…`), and benchmarks, in a list with commas.
 
   Raises:
     UserError: an unknown name, or one twice.
   """
   names = [name.strip() for name in tasks.split(',') if name.strip()]
-  wanted = [benchmarks.parse(name, TASK_NAMES) for name in names if name not in TASK_NAMES]
-  ours = [name for name in names if name in TASK_NAMES]
+  ours = [name for name in names if name in TASK_NAMES or name.startswith(lm_eval_tasks.PREFIX)]
+  wanted = [benchmarks.parse(name, TASK_NAMES) for name in names if name not in ours]
   everything = [*ours, *(one.name for one in wanted)]
   for name in everything:
     if everything.count(name) > 1:
@@ -113,8 +113,13 @@ def task_names(tasks: str) -> tuple[list[str], list[Wanted]]:
 
 def evaluate(task: Task, subject: Subject, answers: Answers) -> tuple[Scores, Scores]:
   """Runs one task; returns its columns, and its per-item records by name."""
+  return split(task.run(subject, answers))
+
+
+def split(scores: Scores) -> tuple[Scores, Scores]:
+  """What a task gives, as its columns and its per-item records by name."""
   columns: Scores = {}
   items: Scores = {}
-  for key, value in task.run(subject, answers).items():
+  for key, value in scores.items():
     (items if key.endswith('-items') else columns)[key] = value
   return columns, items

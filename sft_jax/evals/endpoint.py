@@ -120,7 +120,7 @@ class Endpoint:
       spent = f'; {self._spent} are spent' if self._spent.requests else ''
       raise UserError(
         f'{self.model} would cost up to {amount}, the budget is {self._budget}{spent}',
-        'config.eval.judge_budget',
+        f'config.eval.{self.target.budget}',
         'raise the budget or take fewer items (config.eval.limit)',
       )
 
@@ -253,7 +253,7 @@ class Endpoint:
       if not (self._spent + most).within(self._budget):
         raise UserError(
           f'the budget of {self._budget} for {self.model} is spent ({self._spent})',
-          'config.eval.judge_budget',
+          f'config.eval.{self.target.budget}',
           'raise the budget and start again: the answers so far are kept',
         )
       self._spent += most

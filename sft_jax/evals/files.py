@@ -82,6 +82,25 @@ class HubFiles:
     return []
 
 
+class Listing(HubFiles):
+  """Notes what a benchmark reads from the hub, and gives it nothing.
+
+  Attributes:
+    hubs: What was asked for: 'org/name[:config]@split'.
+  """
+
+  def __init__(self) -> None:
+    super().__init__()
+    self.hubs: list[str] = []
+
+  def rows(self, path: str, *, hub: str = '', columns: Sequence[str] = ()) -> Rows:
+    """No records; see `benchmark.Files.rows`."""
+    if not hub:
+      return super().rows(path)
+    self.hubs.append(hub)
+    return []
+
+
 def _without_header(file: str, columns: Sequence[str]) -> Iterable[readers.Raw]:
   found = False
   for line, row in readers.csv_rows(file, readers.read_text(file)):

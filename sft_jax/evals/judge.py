@@ -90,6 +90,7 @@ def judge_target(environment: Mapping[str, str]) -> Target:
     environment['SFT_JAX_JUDGE_MODEL'],
     environment.get('SFT_JAX_JUDGE_KEY', ''),
     'SFT_JAX_JUDGE',
+    'judge_budget',
   )
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from sft_jax.evals.answers import Answers
-from sft_jax.evals.generation import Engine, Request, detokenizer
+from sft_jax.evals.generation import Request
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
-from sft_jax.evals.suite import scored
+from sft_jax.evals.suite import scored, written
 
 _NEW = 256  # lm-eval's own default of new tokens
 
@@ -33,8 +33,10 @@ class _Ours:
     window: int,
     tokens_per_batch: int,
     slots: int,
+    answers: Answers,
   ):
     super().__init__()
+    self._answers = answers
     self._subject, self._tokenizer, self._stop_ids = subject, tokenizer, stop_ids
     self._window, self._tokens_per_batch, self._slots = window, tokens_per_batch, slots
 
@@ -80,7 +82,7 @@ class _Ours:
     for _, context, continuation in requests:
       ids = [*context, *continuation][-(self._window + 1) :]
       texts.append(Text(np.asarray(ids, np.int32), max(1, len(ids) - len(continuation))))
-    (found,) = scored(self._subject, texts, [Answers()], self._tokens_per_batch)
+    (found,) = scored(self._subject, texts, [self._answers], self._tokens_per_batch)
     return found
 
   def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -105,15 +107,16 @@ class _Ours:
 
   def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
     asked = [self._request(*copy.deepcopy(request.args)) for request in requests]
-    engine = Engine(
+    (outputs,) = written(
       self._subject,
-      detokenizer(self._tokenizer),
+      asked,
+      [self._answers],
+      self._tokenizer,
       self._stop_ids,
       slots=self._slots,
       tokens_per_batch=self._tokens_per_batch,
     )
-    (outputs,) = engine.generate(asked)
-    return [output.text for output in outputs]
+    return [output['text'] for output in outputs]
 
   def _request(self, context: str, how: dict[str, Any]) -> Request:
     until = how.get('until') or []
@@ -135,6 +138,7 @@ def make(
   max_length: int = 0,
   tokens_per_batch: int = 4096,
   slots: int = 32,
+  answers: Answers | None = None,
 ) -> Any:
   """An `lm_eval.api.model.LM` of a single model.
 
@@ -145,6 +149,7 @@ def make(
     max_length: Window in tokens; 0 for the model's own.
     tokens_per_batch: Tokens on all devices at once.
     slots: Texts that are written at once.
+    answers: What it has answered before, and where new answers go; None keeps none.
   """
   from lm_eval.api.model import TemplateLM
 
@@ -153,4 +158,5 @@ def make(
   class Model(_Ours, TemplateLM):
     """See `make`."""
 
-  return Model(subject, tokenizer, stop_ids, window, tokens_per_batch, slots)
+  kept = Answers() if answers is None else answers
+  return Model(subject, tokenizer, stop_ids, window, tokens_per_batch, slots, kept)

@@ -112,6 +112,8 @@ def beginning(tokenizer: Any) -> int:
 
 def with_shots(prompt: Prompt, count: int) -> Prompt:
   """The prompt with its first `count` shots."""
+  if count >= len(prompt.shots):
+    return prompt
   return dataclasses.replace(prompt, shots=prompt.shots[:count])
 
 

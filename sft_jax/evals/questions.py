@@ -4,11 +4,15 @@ Not for putting them to a model (`suite.py`) or for which benchmarks there are (
 """
 
 import dataclasses
+import pathlib
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sft_jax.evals import parse, prompts
-from sft_jax.evals.benchmark import Benchmark, Choose, Item, Prompt, Services
+import numpy as np
+
+from sft_jax.evals import lines, parse, prompts
+from sft_jax.evals.benchmark import Benchmark, Choose, Generate, Item, Prompt, Services
 from sft_jax.utils.errors import UserError
 
 
@@ -42,6 +46,7 @@ class Options:
     slots: Texts that are written at once.
     services: What graders may need.
     seen: Which of some texts occur in the training data; None where nobody looks.
+    cache: Directory that keeps items as tokens; None for none.
   """
 
   tokenizer: Any
@@ -55,6 +60,7 @@ class Options:
   slots: int = 32
   services: Services = dataclasses.field(default_factory=Services)
   seen: Callable[[Sequence[Any]], Sequence[bool]] | None = None
+  cache: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +71,26 @@ class Question:
     item: The item.
     shots: Shots its prompt holds.
     cut: Whether the window made it lose shots, or more.
-    prompt: The prompt before any template.
-    ids: Its tokens.
-    continuations: Tokens of each continuation (`ll`).
+    ask: Makes the prompt, before any template, with those shots.
+    ids: int32, the tokens of the prompt.
+    continuations: int32, the tokens of each continuation (`ll`).
   """
 
   item: Item
   shots: int
   cut: bool
-  prompt: Prompt
-  ids: list[int]
-  continuations: list[list[int]]
+  ask: Callable[[], Prompt]
+  ids: np.ndarray
+  continuations: tuple[np.ndarray, ...]
+
+  @property
+  def prompt(self) -> Prompt:
+    """The prompt before any template."""
+    return self.ask()
 
 
-def shots_of(wanted: Wanted, item: Item, pool: Sequence[Item]) -> Sequence[Item]:
-  """The solved examples that stand before an item.
+def shots_of(wanted: Wanted, pool: Sequence[Item]) -> Callable[[Item], Sequence[Item]]:
+  """What gives the solved examples that stand before an item.
 
   Raises:
     UserError: more than there are.
@@ -90,36 +101,99 @@ def shots_of(wanted: Wanted, item: Item, pool: Sequence[Item]) -> Sequence[Item]
       'config.eval.tasks',
       'name fewer, or add data to take shots from',
     )
-  return (wanted.benchmark.pick or prompts.same_group)(item, pool, wanted.shots)
+  pick = wanted.benchmark.pick
+  if pick is not None:
+    return lambda item: pick(item, pool, wanted.shots)
+  known: dict[str, list[Item]] = {}
+
+  def same_group(item: Item) -> Sequence[Item]:
+    if item.group not in known:
+      known[item.group] = prompts.same_group(item, pool, wanted.shots)
+    return known[item.group]
+
+  return same_group
 
 
-def column_of(wanted: Wanted, items: Sequence[Item], pool: Sequence[Item], used: int) -> str:
-  """The published column where this is its very measure, else a name of its own.
+class Names(NamedTuple):
+  """What the columns of a task are called.
+
+  The names of the published table (`results.RELEASED_COLUMNS`) stand for its very measure: `gen` of
+  the published data, all items, the published shots, plain prompts (template `raw`) and, where
+  somebody judges, the judge and the wording of the table. Every other measure is
+
+    NAME[-VARIANT]-Kshot[-READING][-TEMPLATE][@JUDGE][-nN]
+
+  VARIANT are other data ('boolq-notitle', 'mmlu12'), beside which READING is left out where it is
+  `gen`; TEMPLATE is left out where it is raw, JUDGE where nobody judges; -nN are N items, a subset.
+  Columns that a benchmark makes itself (`mtbench-writing`, `alpaca_eval_v2-total`) get the same
+  marks behind their names, [-VARIANT][-TEMPLATE][@JUDGE][-nN]: `mtbench-total-chat@MODEL`; JUDGE is
+  then left out where it is the published one.
+
+  Attributes:
+    column: The headline's.
+    mark: What the names of a benchmark's own columns end with; '' for the published measure.
+  """
+
+  column: str
+  mark: str
+
+
+def names_of(
+  wanted: Wanted, items: Sequence[Item], pool: Sequence[Item], used: int, options: Options
+) -> Names:
+  """The published names where this is the published measure, else its own; see `Names`.
 
   Args:
     wanted: What is asked.
     items: All items there are.
     pool: Where shots come from.
     used: Items that are asked.
+    options: The template, and who judges.
   """
   benchmark, shots = wanted.benchmark, wanted.shots
   reading = benchmark.readings[wanted.reading]
-  variant = benchmark.variant([*items, *shots_of(wanted, items[0], pool)])
-  whole = used == len(items)
-  if whole and not variant and len(items) == benchmark.size and shots in reading.released:
-    return reading.released[shots]
+  variant = benchmark.variant([*items, *shots_of(wanted, pool)(items[0])])
+  judge = usual = ''
+  if isinstance(reading, Generate) and reading.judgments and options.services.judge is not None:
+    # As a part of a file's name.
+    judge = re.sub(r'[^\w.-]+', '-', options.services.judge.name)
+    usual = reading.judge
+  template = '' if options.template == 'raw' else f'-{options.template}'
+  subset = '' if used == len(items) else f'-n{used}'
+  mark = variant.removeprefix(benchmark.name) + template
+  mark += f'@{judge}' if judge != usual else ''
+  # Other data that nothing tells apart but their number.
+  mark += subset or ('' if len(items) == benchmark.size else f'-n{len(items)}')
+  if not mark and shots in reading.released:
+    return Names(reading.released[shots], mark)
   tail = '' if variant and wanted.reading == 'gen' else f'-{wanted.reading}'
-  return f'{variant or benchmark.name}-{shots}shot{tail}' + ('' if whole else f'-n{used}')
+  judge = f'@{judge}' if judge else ''
+  return Names(f'{variant or benchmark.name}-{shots}shot{tail}{template}{judge}{subset}', mark)
 
 
-def question(wanted: Wanted, item: Item, pool: Sequence[Item], options: Options) -> Question:
-  """An item under the template, with as many shots as the window has room for."""
+def ask_all(
+  wanted: Wanted, items: Sequence[Item], pool: Sequence[Item], options: Options
+) -> list[Question]:
+  """Items under the template, with as many shots as the window has room for.
+
+  Raises:
+    UserError: more shots than there are; choices that are the same tokens, or none; a conversation
+      that the template refuses.
+  """
+  shots = shots_of(wanted, pool)
+  tokenizer = lines.LineTokenizer(options.tokenizer)
+  ask = wanted.benchmark.readings[wanted.reading].ask
+  return [_question(wanted, item, ask(item, shots(item)), tokenizer, options) for item in items]
+
+
+def _question(
+  wanted: Wanted, item: Item, prompt: Prompt, tokenizer: lines.LineTokenizer, options: Options
+) -> Question:
   reading = wanted.benchmark.readings[wanted.reading]
-  prompt = reading.ask(item, shots_of(wanted, item, pool))
-  window, tokenizer, template = options.window, options.tokenizer, options.template
+  window, template = options.window, options.template
   ids: list[int] = []
   continuations: list[list[int]] = []
-  room = count = 0
+  held, room, count = prompt, 0, 0
   for count in range(len(prompt.shots), -1, -1):
     held = prompts.with_shots(prompt, count)
     if isinstance(reading, Choose):
@@ -131,9 +205,11 @@ def question(wanted: Wanted, item: Item, pool: Sequence[Item], options: Options)
       room = window + 1 - max(map(len, continuations))
     else:
       ids = prompts.token_ids(held, tokenizer, template)
-      room = window - min(reading.max_new, window // 4)
+      room = window - min(reading.most_new(wanted.shots), window // 4)
     if len(ids) <= room:
       break
   cut = count < len(prompt.shots) or len(ids) > room
+  array = lambda tokens: np.asarray(tokens, np.int32)
   # What is left without shots is the question; its end is what must be answered.
-  return Question(item, count, cut, held, ids[-max(room, 1) :], continuations)
+  kept = array(ids[-max(room, 1) :])
+  return Question(item, count, cut, lambda: held, kept, tuple(map(array, continuations)))

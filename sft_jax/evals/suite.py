@@ -5,6 +5,7 @@ per-item records. Not for which benchmarks there are (`benchmarks.py`) or what t
 """
 
 import collections
+import copy
 import dataclasses
 import hashlib
 import json
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.evals import loglik, prompts, questions, stats, subset
+from sft_jax.evals import loglik, prompts, questions, stats, subset, tokenised
 from sft_jax.evals.answers import Answers, request_key, text_key
-from sft_jax.evals.benchmark import Choices, Choose, Files, Generate, Grade, Round
+from sft_jax.evals.benchmark import Choices, Choose, Files, Generate, Grade, Item, Round
 from sft_jax.evals.generation import Engine, Request, detokenizer
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
@@ -24,6 +25,7 @@ from sft_jax.utils.errors import UserError
 
 Scores = dict[str, Any]
 Record = dict[str, Any]
+Graded = tuple[list[Record], list[Grade | None]]
 
 
 class BenchmarkTask:
@@ -48,10 +50,13 @@ class BenchmarkTask:
       chosen = [item for item in items if item.id in kept]
     whole = collections.Counter(item.group for item in items)
     self.sizes = whole if len(chosen) < len(items) else None
-    self.column = questions.column_of(wanted, items, pool, len(chosen))
-    self.questions = [questions.question(wanted, item, pool, options) for item in chosen]
+    self.column, self._mark = questions.names_of(wanted, items, pool, len(chosen), options)
+    self.questions = self._questions(chosen, pool)
     self.contaminated = options.seen([dict(i.fields) for i in chosen]) if options.seen else None
     self.headline: tuple[str, ...] = (self.column,)
+
+  def _questions(self, items: Sequence[Item], pool: Sequence[Item]) -> list[Question]:
+    return tokenised.questions_of(self.wanted, items, pool, self.options)
 
   def about(self) -> dict[str, Any]:
     """What must be equal where records are compared."""
@@ -78,14 +83,44 @@ class BenchmarkTask:
 
   def run_all(self, subject: Subject, answers: Sequence[Answers]) -> list[Scores]:
     """The same for each run of a subject."""
-    if isinstance(self.reading, Choose):
-      everything = self._choose(subject, answers)
-    else:
-      everything = self._write(subject, answers)
-    return [self._scores(records, grades) for records, grades in everything]
+    return [self.scores(*found) for found in self.graded(subject, answers)]
 
-  def _scores(self, records: list[Record], grades: Sequence[Grade | None]) -> Scores:
+  def graded(self, subject: Subject, answers: Sequence[Answers]) -> list[Graded]:
+    """What `scores` takes, for each run of a subject; the same whatever it was trained on."""
+    if isinstance(self.reading, Choose):
+      return list(self._choose(subject, answers))
+    return list(self._write(subject, answers))
+
+  @property
+  def one_by_one(self) -> bool:
+    """Whether runs cannot be asked at once.
+
+    Their answers are part of what they are asked next, or go to a judge, which each has of its own.
+    """
     reading = self.reading
+    if not isinstance(reading, Generate):
+      return False
+    turns = any(len(reading.turns(question.item)) for question in self.questions)
+    return turns or bool(reading.judgments)
+
+  def adapted(self, options: Options, contaminated: Sequence[bool] | None) -> 'BenchmarkTask':
+    """The same questions for another run.
+
+    Args:
+      options: Those it was prepared with, but for services and what is contaminated.
+      contaminated: Of each question, whether that run has seen it in training; None if nobody
+        looked.
+    """
+    other = copy.copy(self)
+    other.options, other.contaminated = options, contaminated
+    return other
+
+  def scores(self, records: Sequence[Record], grades: Sequence[Grade | None]) -> Scores:
+    """Columns and per-item records of one run, from what `graded` gives."""
+    reading = self.reading
+    if self.contaminated is not None:
+      seen = zip(records, self.contaminated, strict=True)
+      records = [record | {'contaminated': bool(flag)} for record, flag in seen]
     graded = [record['scores'] for record in records if 'scores' in record]
     # One that a judge gave for some items only has no mean over items; see `Generate.summary`.
     measures = [name for name in reading.measures if all(name in given for given in graded)]
@@ -94,7 +129,8 @@ class BenchmarkTask:
     )
     out[f'{self.column}-version'] = self.wanted.benchmark.version
     if isinstance(reading, Generate) and reading.summary is not None:
-      out |= reading.summary([question.item for question in self.questions], grades)
+      own = reading.summary([question.item for question in self.questions], grades)
+      out |= {f'{name}{self._mark}': value for name, value in own.items()}
     return out | {f'{self.column}-items': records}
 
   def _record(self, index: int, grade: Grade | None) -> Record:
@@ -102,13 +138,12 @@ class BenchmarkTask:
     record: Record = {
       'id': question.item.id,
       'digest': _digest(question.item.fields),
+      'prompt': prompts.raw_text(dataclasses.replace(question.prompt, shots=(), head='')),
       'group': question.item.group,
       'about': self.about(),
       'shots': question.shots,
       'cut': question.cut,
     }
-    if self.contaminated is not None:
-      record['contaminated'] = bool(self.contaminated[index])
     if grade is None or self.reading.measures[0] not in grade.scores:
       record['missing'] = True
     else:
@@ -121,13 +156,13 @@ class BenchmarkTask:
     self, subject: Subject, answers: Sequence[Answers]
   ) -> Iterator[tuple[list[Record], list[Grade | None]]]:
     assert isinstance(self.reading, Choose)
-    nothing = [prompts.beginning(self.options.tokenizer)]
-    pairs: list[tuple[list[int], list[int]]] = []
+    nothing = np.array([prompts.beginning(self.options.tokenizer)], np.int32)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for question in self.questions:
       pairs += [(question.ids, continuation) for continuation in question.continuations]
       if self.reading.unconditional:
         pairs += [(nothing, continuation) for continuation in question.continuations]
-    texts = [Text(np.asarray([*ids, *more], np.int32), len(ids)) for ids, more in pairs]
+    texts = [Text(np.concatenate([ids, more]), len(ids)) for ids, more in pairs]
     for found in scored(subject, texts, answers, self.options.tokens_per_batch):
       at = 0
       records: list[Record] = []
@@ -181,14 +216,15 @@ class BenchmarkTask:
     for outputs in written:
       yield self._graded(outputs)
 
-  def _graded(self, outputs: list[list[Any]]) -> tuple[list[Record], list[Grade | None]]:
+  def _graded(self, outputs: Sequence[list[Any] | None]) -> tuple[list[Record], list[Grade | None]]:
+    """Records and grades of all questions, given what was written in the turns of each, or None."""
     reading = self.reading
     assert isinstance(reading, Generate)
-    items = [question.item for question in self.questions]
-    several = [len(given) > 1 for given in outputs]
+    held = {index: given for index, given in enumerate(outputs) if given is not None}
+    items = [self.questions[index].item for index in held]
     texts: list[Any] = [
-      tuple(one['text'] for one in given) if many else given[0]['text']
-      for given, many in zip(outputs, several, strict=True)
+      tuple(one['text'] for one in given) if len(given) > 1 else given[0]['text']
+      for given in held.values()
     ]
     grades: Sequence[Grade | None]
     if reading.grade_all is not None:
@@ -196,21 +232,23 @@ class BenchmarkTask:
     else:
       assert reading.grade is not None
       grades = [reading.grade(text, item) for text, item in zip(texts, items, strict=True)]
-    records = []
-    for index, (grade, given, text) in enumerate(zip(grades, outputs, texts, strict=True)):
+    everything: list[Grade | None] = [None] * len(outputs)
+    records = [self._record(index, None) for index in range(len(outputs))]
+    for (index, given), grade, text in zip(held.items(), grades, texts, strict=True):
+      everything[index] = grade
       more = {
         'output': list(text) if isinstance(text, tuple) else text,
         'output-tokens': sum(one['tokens'] for one in given),
         'finish': given[-1]['finish'],
       }
-      records.append(self._record(index, grade) | more)
-    return records, list(grades)
+      records[index] = self._record(index, grade) | more
+    return records, everything
 
   def _request(self, index: int, turns: Sequence[str], before: Sequence[Mapping]) -> Request:
     """The request for the next answer, after some turns that were answered."""
     reading, question = self.reading, self.questions[index]
     assert isinstance(reading, Generate)
-    ids = question.ids
+    ids = question.ids.tolist()
     if turns:
       rounds = list(question.prompt.question)
       for answer, turn in zip(before, turns, strict=True):
@@ -222,7 +260,7 @@ class BenchmarkTask:
     temperature = reading.temperature(question.item)
     return Request(
       tuple(ids),
-      min(reading.max_new, self.options.window - len(ids)),
+      min(reading.most_new(self.wanted.shots), self.options.window - len(ids)),
       tuple(reading.stops(question.shots)),
       # A benchmark knows what settles its raw prompts; in a conversation no further question comes.
       reading.settled,
@@ -234,22 +272,41 @@ class BenchmarkTask:
     self, subject: Subject, requests: Sequence[Request], answers: Sequence[Answers]
   ) -> list[list[Any]]:
     """Answers of each run to each request, as JSON, from before or new."""
-    keys = [request_key(request) for request in requests]
-    todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
-    engine = Engine(
+    options = self.options
+    return written(
       subject,
-      detokenizer(self.options.tokenizer),
-      self.options.stop_ids,
-      slots=self.options.slots,
-      tokens_per_batch=self.options.tokens_per_batch,
+      requests,
+      answers,
+      options.tokenizer,
+      options.stop_ids,
+      slots=options.slots,
+      tokens_per_batch=options.tokens_per_batch,
     )
 
-    def keep(run: int, index: int, output: Any) -> None:
-      value = {'text': output.text, 'tokens': len(output.ids), 'finish': output.finish}
-      answers[run].put(keys[todo[index]], value)
 
-    engine.generate([requests[i] for i in todo], keep)
-    return [[held[key] for key in keys] for held in answers]
+def written(
+  subject: Subject,
+  requests: Sequence[Request],
+  answers: Sequence[Answers],
+  tokenizer: Any,
+  stop_ids: Sequence[int],
+  *,
+  slots: int,
+  tokens_per_batch: int,
+) -> list[list[Any]]:
+  """Of each run, what was written for each request: {'text', 'tokens' (their number), 'finish'}."""
+  keys = [request_key(request) for request in requests]
+  todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
+  engine = Engine(
+    subject, detokenizer(tokenizer), stop_ids, slots=slots, tokens_per_batch=tokens_per_batch
+  )
+
+  def keep(run: int, index: int, output: Any) -> None:
+    value = {'text': output.text, 'tokens': len(output.ids), 'finish': output.finish}
+    answers[run].put(keys[todo[index]], value)
+
+  engine.generate([requests[i] for i in todo], keep)
+  return [[held[key] for key in keys] for held in answers]
 
 
 def scored(

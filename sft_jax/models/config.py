@@ -10,6 +10,8 @@ from sft_jax.utils.errors import UserError
 
 # A damaged count must not become a list as long.
 _MOST_LAYERS = 10_000
+# Positions and token ids are int32.
+_LARGEST_SIZE = 2**31 - 1
 _RESTORE = 'restore the original config.json'
 
 
@@ -33,6 +35,7 @@ class ModelConfig:
     ropes: The kinds of rotary embedding the layers use.
     layer_ropes: Index into `ropes` for each layer.
     windows: Attention window of each layer, itself included; 0 for none.
+    positions_stretched: `max_positions` already counts what linear scaling of positions adds.
     vocab_padding: Rows of zeros added to the token table and the head, so that a mesh divides them;
       no such token is ever predicted and export leaves them out.
   """
@@ -66,6 +69,7 @@ class ModelConfig:
   embed_scale: float = 1.0
   residual_scale: float = 1.0
   logit_scale: float = 1.0
+  positions_stretched: bool = False
   vocab_padding: int = 0
 
   @property
@@ -76,6 +80,8 @@ class ModelConfig:
   @property
   def longest_text(self) -> int:
     """Tokens a text may have: the config's positions, or what its rope stretches them to."""
+    if self.positions_stretched:
+      return self.max_positions
     return max(self.max_positions, *(kind.reach for kind in self.ropes))
 
   @property
@@ -92,10 +98,17 @@ class ModelConfig:
     """
     name = _architecture(raw, where)
     family = families.FAMILIES[name]
+    if quantised := raw.get('quantization_config'):
+      method = quantised.get('quant_method') if isinstance(quantised, Mapping) else quantised
+      raise UserError(
+        f'weights quantised as {str(method)[:40]!r} are not read',
+        where,
+        'give the unquantised model; config.model.quantize=int8 or int4 makes its base as small',
+      )
     for key, allowed in (families.SWITCHES | dict(family.switches)).items():
       if key in raw and key not in family.defaults and raw[key] not in allowed:
         raise UserError(
-          f'{key}={raw[key]!r} is not implemented for {name}',
+          f'{key}={raw[key]!r:.200} is not implemented for {name}',
           where,
           f'supported values: {", ".join(map(repr, allowed))}',
         )
@@ -106,7 +119,7 @@ class ModelConfig:
       _check_sizes(sizes, where)
       fields = _fields(known, sizes, family, where)
       windows = _windows(known, sizes['num_layers'], family.window, where)
-      ropes, layer_ropes = _ropes(raw, known, sizes, family.ropes, where)
+      ropes, layer_ropes = _ropes(raw, known, sizes, family, where)
     except (IndexError, KeyError, TypeError, ValueError, ArithmeticError) as e:
       raise UserError(f'missing or malformed value: {e}', where, _RESTORE) from e
     switches: dict[str, Any] = {**sizes, **fields}
@@ -121,7 +134,7 @@ class ModelConfig:
 
 def _architecture(raw: Mapping[str, Any], where: str) -> str:
   names = raw.get('architectures') or ()
-  names = names if isinstance(names, list) else [names]
+  names = names if isinstance(names, list | tuple) else [names]
   known = sorted({name for name in names if name in families.FAMILIES})
   if len(known) > 1:
     raise UserError(
@@ -130,7 +143,7 @@ def _architecture(raw: Mapping[str, Any], where: str) -> str:
   if not known:
     code = ' that needs code of its own' if raw.get('auto_map') else ''
     raise UserError(
-      f'unsupported architecture {", ".join(map(str, names)) or "(none named)"}{code}',
+      f'unsupported architecture {", ".join(map(str, names)) or "(none named)":.200}{code}',
       where,
       f'supported: {", ".join(sorted(families.FAMILIES))}',
     )
@@ -138,7 +151,7 @@ def _architecture(raw: Mapping[str, Any], where: str) -> str:
   kind, wanted = raw.get('model_type'), known[0].removesuffix('ForCausalLM').lower()
   if kind is not None and str(kind).removesuffix('_text') != wanted:
     raise UserError(
-      f'two families match: architecture {known[0]} and model_type {kind!r}',
+      f'two families match: architecture {known[0]} and model_type {kind!r:.200}',
       where,
       f'the model_type of {known[0]} is {wanted!r}: {_RESTORE}',
     )
@@ -159,16 +172,17 @@ def _sizes(raw: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, int]:
   }
   for key, value in sizes.items():
     if type(value) is not int:
-      raise TypeError(f'{key}={value!r} is no whole number')
+      raise TypeError(f'{key}={value!r:.200} is no whole number')
   return sizes
 
 
 def _check_sizes(sizes: Mapping[str, int], where: str) -> None:
-  for key, value in sizes.items():
-    if value <= 0:
-      raise UserError(f'{key} must be positive, not {value}', where, 'restore the file')
   if sizes['num_layers'] > _MOST_LAYERS:
     raise UserError(f'{sizes["num_layers"]} layers cannot be', where, 'restore the file')
+  for key, value in sizes.items():
+    if not 0 < value <= _LARGEST_SIZE:
+      bound = 'positive' if value <= 0 else f'at most {_LARGEST_SIZE}'
+      raise UserError(f'{key} must be {bound}, not {value}', where, 'restore the file')
   if sizes['num_heads'] % sizes['num_kv_heads']:
     raise UserError(
       f'num_attention_heads={sizes["num_heads"]} is no multiple of '
@@ -186,7 +200,7 @@ def _fields(
   def positive(key: str) -> float | None:
     value = known.get(key)
     if value is not None and not 0 < float(value) < math.inf:
-      raise UserError(f'{key}={value!r} is impossible', where, _RESTORE)
+      raise UserError(f'{key}={value!r:.200} is impossible', where, _RESTORE)
     return None if value is None else float(value)
 
   if (eps := positive('rms_norm_eps')) is None:
@@ -216,24 +230,36 @@ def _windows(
   known: Mapping[str, Any], layers: int, kind: families.Window, where: str
 ) -> tuple[int, ...]:
   """The attention window of each layer; 0 for none."""
-  size, types = known.get('sliding_window'), known.get('layer_types')
-  if kind == '' or not size or not known.get('use_sliding_window', True):
+  if kind == '':
     return (0,) * layers
+  size, types = known.get('sliding_window'), known.get('layer_types')
+  off = size is None or not known.get('use_sliding_window', True)
   if types is None:
     period = int(known.get('sliding_window_pattern', 2))
     first = int(known.get('max_window_layers', 0))
     slides = {
-      'all': lambda i: True,
-      'tail': lambda i: i >= first,
+      'all': lambda i: not off,
+      'tail': lambda i: not off and i >= first,
       'pattern': lambda i: (i + 1) % period != 0,
-      'no_rope': lambda i: not _uses_rope(known, i),
+      'no_rope': lambda i: not off and not _uses_rope(known, i),
     }[kind]
-    return tuple(int(size) * slides(i) for i in range(layers))
-  strange = sorted(set(map(str, types)) - {'sliding_attention', 'full_attention'})
-  if strange or len(types) != layers:
-    what = f'layer type {strange[0]!r}' if strange else f'{len(types)} layer types, {layers} layers'
-    raise UserError(f'layer_types: {what}', where, _RESTORE)
-  return tuple(int(size) * (name == 'sliding_attention') for name in types)
+    sliding = [slides(i) for i in range(layers)]
+  else:
+    strange = sorted(set(map(str, types)) - {'sliding_attention', 'full_attention'})
+    if strange or len(types) != layers:
+      counts = f'{len(types)} layer types, {layers} layers'
+      what = f'layer type {strange[0]!r:.200}' if strange else counts
+      raise UserError(f'layer_types: {what}', where, _RESTORE)
+    sliding = [name == 'sliding_attention' for name in types]
+    if kind == 'no_rope':  # transformers' SmolLM3 heeds use_sliding_window only without the types
+      off = size is None
+  if not any(sliding):
+    return (0,) * layers
+  if off or type(size) is not int or size < 1:
+    unset = 'use_sliding_window is false' if off and size is not None else ''
+    unset = unset or f'sliding_window={size!r:.200}'
+    raise UserError(f'layers have a sliding window, but {unset}', where, _RESTORE)
+  return tuple(size * slides_here for slides_here in sliding)
 
 
 def _uses_rope(known: Mapping[str, Any], layer: int) -> bool:
@@ -248,19 +274,18 @@ def _ropes(
   raw: Mapping[str, Any],
   known: Mapping[str, Any],
   sizes: Mapping[str, int],
-  kind: families.Ropes,
+  family: families.Family,
   where: str,
 ) -> tuple[tuple[rope.Rope, ...], tuple[int, ...]]:
   """Ways to rotate, and which of them each layer uses.
 
   Newer configs keep them in `rope_parameters`, older ones in `rope_scaling` beside `rope_theta`.
   """
-  layers = sizes['num_layers']
-  entry = raw.get('rope_scaling') or raw.get('rope_parameters') or {}
+  layers, kind = sizes['num_layers'], family.ropes
 
   def read(entry: Any, theta: Any) -> rope.Rope:
     if not isinstance(entry, Mapping):
-      raise UserError(f'malformed rope entry {entry!r}', where, _RESTORE)
+      raise UserError(f'malformed rope entry {entry!r:.200}', where, _RESTORE)
     entry = {'rope_theta': theta, **{k: v for k, v in entry.items() if v is not None}}
     if (original := known.get('original_max_position_embeddings')) is not None:
       entry |= {'original_max_position_embeddings': original}
@@ -269,21 +294,48 @@ def _ropes(
     partial = entry.pop('partial_rotary_factor', None) or known.get('partial_rotary_factor') or 1.0
     if partial != 1 and 'partial_rotary_factor' not in known:
       raise UserError(
-        f'partial_rotary_factor={partial!r} is not implemented here', where, 'supported: 1'
+        f'partial_rotary_factor={partial!r:.200} is not implemented here', where, 'supported: 1'
       )
     width = int(sizes['head_dim'] * partial)
     return rope.parse(entry, width, sizes['max_positions'], where)
 
-  if kind == 'local_global' and isinstance(entry, Mapping):
-    local, full = entry.get('sliding_attention') or {}, entry.get('full_attention')
-    if full is None:
-      full = {k: v for k, v in entry.items() if k != 'sliding_attention'}
-    both = read(full, known['rope_theta']), read(local, known['rope_local_base_freq'])
+  if kind == 'local_global':
+    full, local = _two_entries(raw, where)
+    # OLMo-3 has no key for its local layers' base, and takes the class's.
+    base = known.get('rope_local_base_freq', family.defaults['rope_theta'])
+    both = read(full, known['rope_theta']), read(local, base)
     window = _windows({**known, 'sliding_window': 1}, layers, 'pattern', where)
     return both, window
-  one = read(entry, known['rope_theta'])
+  one = read(raw.get('rope_scaling') or raw.get('rope_parameters') or {}, known['rope_theta'])
   if kind == 'some_layers':
     used = [_uses_rope(known, layer) for layer in range(layers)]
     nowhere = dataclasses.replace(one, kind='none', settings=())
     return (one, nowhere), tuple(int(not uses) for uses in used)
   return (one,), (0,) * layers
+
+
+def _two_entries(raw: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+  """Rope entries of the layers without and with a window.
+
+  As `convert_rope_params_to_dict` of transformers' Gemma-3 and OLMo-3 configs reads them:
+  `rope_scaling` is of the layers without a window alone, and `rope_parameters` counts only where
+  it is nested by kind of layer.
+  """
+  scaling, nested = raw.get('rope_scaling'), raw.get('rope_parameters')
+  kinds = ('full_attention', 'sliding_attention')
+  for entry in (scaling, nested):
+    if not isinstance(entry, Mapping | None):
+      raise UserError(f'malformed rope entry {entry!r:.200}', where, _RESTORE)
+  full, local = ((nested or {}).get(kind) or {} for kind in kinds)
+  if not scaling:
+    return full, local
+  # transformers 4 reads the older name `type` here, 5 does not.
+  if 'rope_type' not in scaling or (nested is not None and not full):
+    raise UserError(
+      f'malformed rope entry {dict(scaling)!r:.200}, it lacks rope_type or stands beside another',
+      where,
+      'restore the original config.json',
+    )
+  if not isinstance(full, Mapping):
+    raise UserError(f'malformed rope entry {full!r:.200}', where, _RESTORE)
+  return {**full, **scaling}, local

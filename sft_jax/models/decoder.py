@@ -188,6 +188,8 @@ class Options:
     dtype: Compute dtype.
     remat: A name of `REMAT_POLICIES`.
     mesh: When given, activations are kept sharded by rows over its ('data', 'fsdp') axes.
+    tap: What is kept of the residual stream `[B,T,D]` after each layer, instead of what `attend`
+      keeps; None for nothing.
   """
 
   adapter: Tree | None = None
@@ -197,6 +199,7 @@ class Options:
   dtype: Any = jnp.bfloat16
   remat: str = 'none'
   mesh: Mesh | None = None
+  tap: Callable[[jax.Array], Any] | None = None
 
 
 class Place(NamedTuple):
@@ -253,7 +256,7 @@ def run(
 
     lora = LoraCall(layer_scale, options.dropout_rate, keys)
     h = layer(h, _pick(rope, which), attend_here, lora, constrain)
-    return (h, carry), kept
+    return (h, carry), kept if options.tap is None else options.tap(h)
 
   if REMAT_POLICIES[options.remat] is not None:
     block = jax.checkpoint(block, policy=REMAT_POLICIES[options.remat], prevent_cse=False)

@@ -255,9 +255,11 @@ def new_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path | None]:
       made.mkdir()
       yield made
       if remote:
-        target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(made.iterdir(), key=lambda p: p.name.endswith('config.json')):
-          epath.Path(path).copy(target / path.name, overwrite=True)
+        files = [path for path in made.rglob('*') if path.is_file()]
+        for path in sorted(files, key=lambda p: p.name.endswith('config.json')):
+          place = target / path.relative_to(made).as_posix()
+          place.parent.mkdir(parents=True, exist_ok=True)
+          epath.Path(path).copy(place, overwrite=True)
         return
       if target.exists():
         os.replace(target, scratch / 'old')

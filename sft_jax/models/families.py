@@ -54,7 +54,6 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
   'hidden_act': ('silu',),
   'attention_dropout': (0, None),
   'partial_rotary_factor': (1, None),
-  'quantization_config': (None,),
 }
 
 _GEMMA_DEFAULTS = {
@@ -128,7 +127,7 @@ FAMILIES: dict[str, Family] = {
     },
     # transformers reads this one and leaves it out of its forward.
     switches={**_GEMMA_SWITCHES, 'attn_logit_softcapping': (None,)},
-    fixed={**_GEMMA_FIXED, 'qk_norm': 'head'},
+    fixed={**_GEMMA_FIXED, 'qk_norm': 'head', 'positions_stretched': True},
     scaled_embedding=True,
     window='pattern',
     ropes='local_global',
@@ -149,7 +148,6 @@ FAMILIES: dict[str, Family] = {
       'attention_bias': False,
       'layer_types': None,
       'rms_norm_eps': 1e-5,
-      'rope_local_base_freq': 500_000.0,
       'rope_theta': 500_000.0,
       'sliding_window': 4096,
       'sliding_window_pattern': 4,

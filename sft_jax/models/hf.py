@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -99,9 +99,7 @@ def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
   types: set[str] = set()
   for name, shape in expected.items():
     if name not in ckpt.tensors:
-      raise UserError(
-        f'tensor {name} is missing', ckpt.where(name), 'download the checkpoint again'
-      )
+      _explain_missing(ckpt, name)
     if ckpt.tensors[name].shape != shape:
       raise UserError(
         f'tensor {name} has shape {list(ckpt.tensors[name].shape)}, the config says {list(shape)}',
@@ -121,6 +119,19 @@ def check_tensors(ckpt: source.Checkpoint, cfg: ModelConfig) -> None:
         ckpt.where(name),
         f'it is no part of {cfg.architecture}; config and weights must be of the same model',
       )
+
+
+def _explain_missing(ckpt: source.Checkpoint, name: str) -> NoReturn:
+  stem = name.removesuffix('weight')
+  others = (other for other in ckpt.tensors if other.startswith(stem) and stem != name)
+  beside = [other for other in others if not other.endswith('.bias')]
+  if beside:  # qweight, weight_packed, …
+    raise UserError(
+      f'tensor {name} is missing, but there is {beside[0]}',
+      ckpt.where(beside[0]),
+      'quantised weights are not read: give the unquantised model',
+    )
+  raise UserError(f'tensor {name} is missing', ckpt.where(name), 'download the checkpoint again')
 
 
 def hf_names(row: Row, cfg: ModelConfig) -> list[str]:

@@ -4,6 +4,7 @@ Tensors are read through the `safetensors` library; each header is checked first
 file is one clear line. Pickle weights are never opened.
 """
 
+import collections
 import json
 import math
 import re
@@ -28,9 +29,12 @@ TOKENIZER_FILES = (
   'chat_template.jinja',
   'chat_template.json',
 )
+# Directory of the templates that are not the default one, NAME.jinja.
+TEMPLATES = 'additional_chat_templates'
 
 # The library refuses longer headers as well; a checkpoint of 1,000 tensors needs about 100 KB.
 _MAX_HEADER_BYTES = 100_000_000
+_MOST_AXES = 64
 _ITEM_BITS = {
   'F64': 64, 'F32': 32, 'F16': 16, 'BF16': 16, 'F8_E4M3': 8, 'F8_E5M2': 8, 'F8_E8M0': 8, 'F4': 4,
   'F6_E2M3': 6, 'F6_E3M2': 6, 'I64': 64, 'U64': 64, 'I32': 32, 'U32': 32, 'I16': 16, 'U16': 16,
@@ -137,13 +141,7 @@ class HfCheckpoint(source.Checkpoint):
     return str(self._home.get(name, self._directory))
 
   def check_stored(self, name: str) -> None:
-    stored = self.tensors[name].dtype
-    if stored not in _READABLE:
-      raise UserError(
-        f'tensor {name} is stored as {stored}',
-        self.where(name),
-        f'readable: {", ".join(_READABLE)}',
-      )
+    require_readable(name, self.tensors[name].dtype, self.where(name))
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     import ml_dtypes  # noqa: F401  (numpy learns bfloat16 from it)
@@ -160,7 +158,9 @@ class HfCheckpoint(source.Checkpoint):
       raise UserError(f'cannot read tensor {name}: {e}', str(path), 'download it again') from e
 
   def tokenizer_files(self) -> tuple[Path, ...]:
-    return tuple(p for n in TOKENIZER_FILES if (p := self._file(n)) is not None)
+    templates = sorted((self._directory / TEMPLATES).glob('*.jinja'))
+    names = (*TOKENIZER_FILES, *(f'{TEMPLATES}/{path.name}' for path in templates))
+    return tuple(p for n in names if (p := self._file(n)) is not None)
 
   def tokenizer(self) -> Any:
     from sft_jax.models import tokenizer
@@ -186,6 +186,17 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
+def require_readable(name: str, stored: str, where: str) -> None:
+  """Raises UserError if a tensor's stored type is not one we read."""
+  if stored not in _READABLE:
+    raise UserError(
+      f'tensor {name} is stored as {stored[:40]}',
+      where,
+      f'readable: {", ".join(_READABLE)}; store it so (transformers: from_pretrained(…, '
+      "dtype='bfloat16').save_pretrained(…)), or take the unquantised model",
+    )
+
+
 def read_header(path: Path) -> dict[str, source.TensorInfo]:
   """Reads and checks the header of a safetensors file.
 
@@ -193,7 +204,7 @@ def read_header(path: Path) -> dict[str, source.TensorInfo]:
   length, JSON header, data without holes).
 
   Raises:
-    UserError: truncated or corrupt in any way a header can show.
+    UserError: truncated or corrupt in any way a header can show; a type of unknown size.
   """
 
   def fail(what: str) -> NoReturn:
@@ -222,13 +233,17 @@ def read_header(path: Path) -> dict[str, source.TensorInfo]:
       continue
     try:
       dtype, shape, (start, stop) = entry['dtype'], entry['shape'], entry['data_offsets']
-      bits = math.prod(shape) * _ITEM_BITS[dtype]
-      well_formed = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+      # Bounded, since their product grows with the square of what is written.
+      well_formed = all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, stop))
+      well_formed &= len(shape) <= _MOST_AXES
+      well_formed &= bool(re.fullmatch('[A-Z][A-Z0-9_]*', dtype))
     except (KeyError, TypeError, ValueError):
       well_formed = False
     if not well_formed:
       fail(f'corrupt safetensors header: entry {name[:100]!r}')
-    if (stop - start) * 8 != bits:
+    if dtype not in _ITEM_BITS:
+      require_readable(name, dtype, str(path))
+    if (stop - start) * 8 != math.prod(shape) * _ITEM_BITS[dtype]:
       fail(f'tensor {name}: {stop - start} bytes do not hold {dtype}{shape}')
     if 8 + length + stop > size:
       fail(f'truncated safetensors file: tensor {name} ends at byte {8 + length + stop} of {size}')
@@ -250,6 +265,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """`object_pairs_hook` that refuses repeated keys, which `json` would silently drop."""
   result = dict(pairs)
   if len(result) != len(pairs):
-    keys = [key for key, _ in pairs]
-    raise ValueError(f'duplicate key {next(k for k in keys if keys.count(k) > 1)!r}')
+    counts = collections.Counter(key for key, _ in pairs)
+    twice = next(key for key, count in counts.items() if count > 1)
+    raise ValueError(f'duplicate key {twice!r:.100}')
   return result

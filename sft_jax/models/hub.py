@@ -49,7 +49,9 @@ def chosen(snapshot: hub.Snapshot) -> hub.Snapshot:
   formats): of those, model.safetensors or else the ones that the index names.
   """
   names = [f.name for f in snapshot.files]
-  wanted = {n for n in names if any(fnmatch.fnmatch(n, p) for p in PATTERNS) and '/' not in n}
+  here = [n for n in names if '/' not in n.removeprefix(f'{hf_dir.TEMPLATES}/')]
+  wanted = {n for n in here if '/' not in n and any(fnmatch.fnmatch(n, p) for p in PATTERNS)}
+  wanted |= {n for n in here if '/' in n and n.endswith('.jinja')}
   shards = {'model.safetensors'}
   if hf_dir.INDEX in wanted and not shards & wanted:  # as `hf_dir` chooses
     index = hf_dir.read_json(hub_download.one_file(snapshot, hf_dir.INDEX)).get('weight_map')

@@ -37,8 +37,9 @@ def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
 
   Args:
     cfg: The model.
-    targets: 'all-linear', or comma-separated PEFT names (`q_proj`) or regular expressions that
-      must match a whole path (`layers/attn/.*`).
+    targets: 'all-linear', or names and regular expressions between commas; one must match a whole
+      PEFT name (`q_proj`, `(q|v)_proj`) or path (`layers/attn/.*`). A comma inside brackets or
+      after a backslash belongs to its expression (`q_proj{1,2}`).
 
   Raises:
     UserError: a part matches no module.
@@ -47,9 +48,10 @@ def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
   if targets == 'all-linear':
     return tuple(modules)
   chosen = set()
-  for part in filter(None, (p.strip() for p in targets.split(','))):
+  for part in _parts(targets):
     try:
-      hits = {path for path, name in modules.items() if part == name or re.fullmatch(part, path)}
+      whole = re.compile(part).fullmatch
+      hits = {path for path, name in modules.items() if whole(name) or whole(path)}
     except re.error as e:
       raise UserError(
         f'{part!r} is no regular expression: {e}',
@@ -68,8 +70,31 @@ def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
   return tuple(path for path in modules if path in chosen)
 
 
+def _parts(targets: str) -> list[str]:
+  """What stands between commas, but for those inside brackets or after a backslash."""
+  parts, depth, in_class, escaped = [''], 0, False, False
+  for char in targets:
+    if char == ',' and not (depth or in_class or escaped):
+      parts.append('')
+      continue
+    parts[-1] += char
+    if escaped or char == '\\':
+      escaped = not escaped
+    elif in_class:
+      in_class = char != ']'
+    elif char == '[':
+      in_class = True
+    else:
+      depth = max(0, depth + (char in '({') - (char in ')}'))
+  return [part.strip() for part in parts if part.strip()]
+
+
 def init_adapter(
-  cfg: ModelConfig, modules: Sequence[str], ranks: Sequence[int], seeds: Sequence[int]
+  cfg: ModelConfig,
+  modules: Sequence[str],
+  ranks: Sequence[int],
+  seeds: Sequence[int],
+  widest: int = 0,
 ) -> Tree:
   """Fresh adapters of R runs in float32: A uniform in ±1/sqrt(in) (PEFT's kaiming, a=√5), B zero.
 
@@ -78,12 +103,13 @@ def init_adapter(
   Args:
     cfg: The model.
     modules: Module paths, from `match_targets`.
-    ranks: R ranks; factors are padded to the largest.
+    ranks: R ranks.
     seeds: R seeds.
+    widest: Factors are padded to this rank; 0 takes the largest.
   """
   if min(ranks) < 1:
     raise UserError(f'rank must be at least 1, not {min(ranks)}', 'config.lora.rank')
-  shapes, widest = families.shapes(cfg), max(ranks)
+  shapes, widest = families.shapes(cfg), widest or max(ranks)
   flat = {}
   for module in modules:
     layers, din, dout = shapes[f'{module}/kernel']

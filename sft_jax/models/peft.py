@@ -2,40 +2,18 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft_jax.models import export, families, hf, hf_dir, lora, source
+from sft_jax.models import export, families, hf, hf_dir, lora, peft_config, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils import trees
 from sft_jax.utils.errors import UserError
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-
-# Fields of adapter_config.json and the values under which an adapter is what we compute.
-_PLAIN = {
-  'use_dora': (None, False),
-  'fan_in_fan_out': (None, False),
-  'bias': (None, 'none'),
-  'modules_to_save': (None, []),
-  'lora_bias': (None, False),
-  'trainable_token_indices': (None,),
-  'target_parameters': (None, []),
-  'layer_replication': (None,),
-  # Other ways to compute with the same factors.
-  'alora_invocation_tokens': (None, []),
-  'arrow_config': (None,),
-  'kasa_config': (None,),
-  'monteclora_config': (None,),
-  'use_bdlora': (None, False),
-  'use_qalora': (None, False),
-  # The rest of these (pissa, olora, corda, loftq, …) change the base that the factors go with.
-  'init_lora_weights': (None, True, False, 'gaussian', 'eva', 'orthogonal'),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +37,19 @@ class _Stored:
     name: As PEFT users name it, such as `q_proj`.
     modules: Ours, with where each one's outputs begin and how many they are.
     outputs: Of all of them.
-    tensors: Names of A and B, layer by layer.
+    keys: Its full names in transformers' model, layer by layer.
   """
 
   name: str
   modules: dict[str, tuple[int, int]]
   outputs: int
-  tensors: list[tuple[str, str]]
+  keys: list[str]
+
+  @property
+  def tensors(self) -> list[tuple[str, str]]:
+    """Names of A and B, layer by layer."""
+    prefix = 'base_model.model.'
+    return [(f'{prefix}{k}.lora_A.weight', f'{prefix}{k}.lora_B.weight') for k in self.keys]
 
 
 def _stored(cfg: ModelConfig) -> list[_Stored]:
@@ -77,12 +61,8 @@ def _stored(cfg: ModelConfig) -> list[_Stored]:
       continue
     start, length, outputs = families.extent(row, cfg)
     if row.hf not in found:
-      stems = [name.removesuffix('.weight') for name in hf.hf_names(row, cfg)]
-      names = [
-        (f'base_model.model.{stem}.lora_A.weight', f'base_model.model.{stem}.lora_B.weight')
-        for stem in stems
-      ]
-      found[row.hf] = _Stored(lora.linear_modules(cfg)[module], {}, outputs, names)
+      keys = [name.removesuffix('.weight') for name in hf.hf_names(row, cfg)]
+      found[row.hf] = _Stored(lora.linear_modules(cfg)[module], {}, outputs, keys)
     found[row.hf].modules[module] = start, length
   return list(found.values())
 
@@ -203,105 +183,84 @@ def import_peft(directory: str | os.PathLike[str], cfg: ModelConfig) -> Imported
     )
   config = hf_dir.read_json(path / CONFIG)
   where = str(path / CONFIG)
-  if config.get('peft_type') != 'LORA':
-    raise UserError(f'adapter of type {config.get("peft_type")!r}', where, 'only LORA is read')
-  for key, allowed in _PLAIN.items():
-    if config.get(key) not in allowed:
-      raise UserError(f'{key}={config[key]!r} is not implemented', where, 'train without it')
-  scaling = _Scaling(config, where)
-  some_layers = config.get('layers_to_transform') is not None
-  flat, modules = _factors(path / WEIGHTS, cfg, scaling, some_layers)
-  base = str(config.get('base_model_name_or_path') or '')
+  peft_config.check_kind(config, where)
+  scaling = peft_config.Scaling(config, where)
+  keys = [key for stored in _stored(cfg) for key in stored.keys]
+  ranks = {key: scaling.rank(key) for key in peft_config.targets(config, keys, where)}
+  flat, modules = _factors(path / WEIGHTS, cfg, scaling, ranks)
+  base, widest = str(config.get('base_model_name_or_path') or ''), max(ranks.values())
   return Imported(
-    trees.unflatten(flat), scaling.widest, scaling.alpha, scaling.scale, scaling.dropout, modules,
-    base,
-  )  # fmt: skip
-
-
-class _Scaling:
-  """Ranks and scales that an adapter's config states.
-
-  Attributes:
-    alpha: Of modules without a pattern.
-    scale: Likewise, alpha over rank (over its root under rsLoRA); the one the tree goes with.
-    widest: The largest rank; narrower factors are padded with zeros.
-    dropout: As trained with.
-  """
-
-  def __init__(self, config: Mapping[str, Any], where: str):
-    try:
-      self._root = bool(config.get('use_rslora'))
-      self._rank, self.alpha = int(config['r']), float(config['lora_alpha'])
-      self._ranks = {k: int(v) for k, v in (config.get('rank_pattern') or {}).items()}
-      self._alphas = {k: float(v) for k, v in (config.get('alpha_pattern') or {}).items()}
-      self.dropout = float(config.get('lora_dropout') or 0.0)
-      self.scale = self._scale(self._rank, self.alpha)
-      # Every pattern must be a plain module name: PEFT also reads them as regular expressions.
-      plain = all(re.fullmatch(r'\w+', key) for key in (*self._ranks, *self._alphas))
-      good = plain and min((self._rank, *self._ranks.values())) > 0 and self.scale > 0
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-      raise UserError(f'malformed field: {e}', where, 'restore the file') from e
-    if not good:
-      raise UserError('ranks or scales of this kind are not read', where, 'train without patterns')
-    self.widest = max((self._rank, *self._ranks.values()))
-
-  def _scale(self, rank: int, alpha: float) -> float:
-    return alpha / (rank**0.5 if self._root else rank)
-
-  def rank(self, name: str) -> int:
-    """Rank of the module PEFT calls `name`."""
-    return self._ranks.get(name, self._rank)
-
-  def relative(self, name: str) -> float:
-    """Its scale over `scale`."""
-    return self._scale(self.rank(name), self._alphas.get(name, self.alpha)) / self.scale
+    trees.unflatten(flat), widest, scaling.alpha, scaling.scale, scaling.dropout, modules, base
+  )
 
 
 def _factors(
-  file: Path, cfg: ModelConfig, scaling: _Scaling, some_layers: bool
+  file: Path, cfg: ModelConfig, scaling: peft_config.Scaling, ranks: Mapping[str, int]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Stacked float32 factors; layers that a partial adapter leaves out are zero.
+  """Stacked float32 factors; layers that an adapter leaves out are zero.
 
   A factor A that fused parts share is given to each of them.
+
+  Args:
+    file: The weights.
+    cfg: The base model.
+    scaling: Scales.
+    ranks: Of the linear maps that are adapted, by full name.
   """
   from safetensors.numpy import load_file
 
-  header = hf_dir.read_header(file)
+  shapes = families.shapes(cfg)
+  layouts = [
+    (stored, shapes[f'{next(iter(stored.modules))}/kernel'][1])
+    for stored in _stored(cfg)
+    if ranks.keys() & set(stored.keys)
+  ]
+  _check_factors(file, layouts, ranks)
   tensors: dict[str, Any] = load_file(file)
-  shapes, flat, used = families.shapes(cfg), {}, set()
+  widest, flat = max(ranks.values()), {}
   modules: list[str] = []
-  for stored in _stored(cfg):
-    present = {name for pair in stored.tensors for name in pair} & set(header)
-    if not present:
-      continue
-    rank = scaling.rank(stored.name)
-    layers, din, _ = shapes[f'{next(iter(stored.modules))}/kernel']
-    a = np.zeros((layers, din, scaling.widest), np.float32)
-    b = np.zeros((layers, scaling.widest, stored.outputs), np.float32)
-    for layer, pair in enumerate(stored.tensors):
-      if some_layers and not present & set(pair):
+  for stored, din in layouts:
+    a = np.zeros((cfg.num_layers, din, widest), np.float32)
+    b = np.zeros((cfg.num_layers, widest, stored.outputs), np.float32)
+    for layer, (key, pair) in enumerate(zip(stored.keys, stored.tensors, strict=True)):
+      if key not in ranks:
         continue
-      for name, into in zip(pair, (a[layer, :, :rank], b[layer, :rank]), strict=True):
-        if name not in header:
-          raise UserError(f'tensor {name} is missing', str(file), 'the adapter is incomplete')
-        if header[name].shape != into.shape[::-1]:
-          raise UserError(
-            f'tensor {name} has shape {list(header[name].shape)}, not {list(into.shape[::-1])}',
-            str(file),
-            'the adapter is of another base model or rank',
-          )
+      for name, into in zip(pair, (a[layer, :, : ranks[key]], b[layer, : ranks[key]]), strict=True):
         value = tensors[name].astype(np.float32)
         if not np.isfinite(value).all():
           raise UserError(f'tensor {name} holds NaN or infinity', str(file), 'train it again')
         into[...] = value.T
-    used |= present
-    b *= scaling.relative(stored.name)
+      b[layer] *= scaling.relative(key)
     for module, (start, length) in stored.modules.items():
       modules.append(module)
       flat[f'{module}/lora_a'] = a
       flat[f'{module}/lora_b'] = b[:, :, start : start + length]
-  if extra := sorted(set(header) - used):
-    raise UserError(
-      f'unexpected tensor {extra[0]}', str(file), 'the adapter is of another base model'
-    )
   return flat, tuple(modules)
+
+
+def _check_factors(
+  file: Path, layouts: Sequence[tuple[_Stored, int]], ranks: Mapping[str, int]
+) -> None:
+  """Compares names, shapes and types with what the adapter's config says."""
+  header = hf_dir.read_header(file)
+  expected: dict[str, tuple[int, int]] = {}
+  for stored, din in layouts:
+    for key, (name_a, name_b) in zip(stored.keys, stored.tensors, strict=True):
+      if (rank := ranks.get(key)) is not None:
+        expected |= {name_a: (rank, din), name_b: (stored.outputs, rank)}
+  for name, shape in expected.items():
+    if name not in header:
+      raise UserError(f'tensor {name} is missing', str(file), 'the adapter is incomplete')
+    if header[name].shape != shape:
+      raise UserError(
+        f'tensor {name} has shape {list(header[name].shape)}, not {list(shape)}',
+        str(file),
+        'the adapter is of another base model or rank',
+      )
+    hf_dir.require_readable(name, header[name].dtype, str(file))
+  if extra := sorted(header.keys() - expected.keys()):
+    raise UserError(
+      f'unexpected tensor {extra[0]}',
+      str(file),
+      f'{CONFIG} does not name it, or the adapter is of another base model',
+    )

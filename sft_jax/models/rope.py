@@ -82,7 +82,7 @@ def parse(entry: Mapping[str, Any], width: int, max_positions: int, where: str) 
   kind = str(entry.get('rope_type', entry.get('type', 'default')))
   if kind not in KINDS:
     raise UserError(
-      f'rope_type={kind!r} is not implemented', where, f'supported: {", ".join(KINDS)}'
+      f'rope_type={kind!r:.200} is not implemented', where, f'supported: {", ".join(KINDS)}'
     )
   needed, optional = KINDS[kind], _OPTIONAL.get(kind, ())
   known = {*needed, *optional, *_ALWAYS}
@@ -90,7 +90,7 @@ def parse(entry: Mapping[str, Any], width: int, max_positions: int, where: str) 
   # One that is called the default ignores the numbers of other kinds, as in transformers.
   if stray and kind != 'default':
     raise UserError(
-      f'{stray[0]}={entry[stray[0]]!r} of rope_type={kind!r} is not implemented',
+      f'{stray[0]}={entry[stray[0]]!r:.200} of rope_type={kind!r:.200} is not implemented',
       where,
       f'supported keys: {", ".join(sorted(known))}',
     )
@@ -113,6 +113,7 @@ def parse(entry: Mapping[str, Any], width: int, max_positions: int, where: str) 
     good &= all(n > 0 for value in lists for n in value)
     positive = ('factor', 'original_max_position_embeddings', 'low_freq_factor')
     good &= all(numbers.get(name, 1) > 0 for name in positive)
+    good &= math.isfinite(numbers.get('factor', 1) * max_positions)
     good &= numbers.get('high_freq_factor', math.inf) > numbers.get('low_freq_factor', 1)
     # Where a formula would divide by zero.
     good &= (kind != 'yarn' or theta > 1) and (kind != 'dynamic' or width > 2)
@@ -121,7 +122,7 @@ def parse(entry: Mapping[str, Any], width: int, max_positions: int, where: str) 
   if missing or not good:
     lacks = f', it lacks {missing[0]}' if missing else ''
     raise UserError(
-      f'malformed rope entry {dict(entry)!r}{lacks}', where, 'restore the original config.json'
+      f'malformed rope entry {dict(entry)!r:.200}{lacks}', where, 'restore the original config.json'
     )
   return Rope(kind, theta, width, max_positions, tuple(sorted(numbers.items())))
 

@@ -19,6 +19,9 @@ UNIGRAM, BPE = 1, 2
 # Kinds of a piece. llama.cpp numbers them alike (include/llama.h, enum llama_token_type).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 _SPACE = '▁'
+# A damaged file must not cost time that grows with the square of its size. The library's own limit
+# of a learned piece is 16 characters unless its trainer is told otherwise.
+_MOST_BITS, _LONGEST_PIECE = 64, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +87,15 @@ def read(path: Path) -> Pieces:
     )
   except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as e:
     raise UserError('not a SentencePiece model', str(path), how) from e
-  if not tokens or len(set(tokens)) != len(tokens):
+  learned = [len(token) for token, kind in zip(tokens, kinds, strict=True) if kind == NORMAL]
+  if not tokens or len(set(tokens)) != len(tokens) or max(learned, default=0) > _LONGEST_PIECE:
     raise UserError('not a SentencePiece model', str(path), how)
   if model.algorithm not in (UNIGRAM, BPE) or trainer.get(24) or not rules.get(5, 1):
     raise UserError('a SentencePiece model of a kind that is not read', str(path), how)
   # The library protects them; here the whole text is normalised first.
+  normalisers = _rules(model)
   for token in _whole(model):
-    if any(rule.normalize_str(token) != token for rule in _rules(model)):
+    if any(rule.normalize_str(token) != token for rule in normalisers):
       raise UserError(f'its normalisation changes the token {token!r}', str(path), how)
   return model
 
@@ -109,6 +114,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     nonlocal at
     value = shift = 0
     while True:
+      if shift >= _MOST_BITS:
+        raise ValueError('varint of more than 64 bits')
       byte = data[at]
       at += 1
       value |= (byte & 0x7F) << shift

@@ -144,6 +144,8 @@ def _convert_pieces(directory: Path, into: Path) -> None:
   for name in _SETTINGS:
     if (directory / name).exists():
       shutil.copyfile(directory / name, into / name)
+  if (directory / hf_dir.TEMPLATES).is_dir():
+    shutil.copytree(directory / hf_dir.TEMPLATES, into / hf_dir.TEMPLATES)
   settings = _settings(directory)
   mapped = directory / 'special_tokens_map.json'
   known = set(hf_dir.read_json(mapped) if mapped.exists() else {})
@@ -196,7 +198,9 @@ def save(tokenizer: Any, files: Sequence[Path], directory: Path) -> None:
     directory: Where they are written.
   """
   for file in files:
-    shutil.copyfile(file, directory / file.name)
+    place = directory / hf_dir.TEMPLATES if file.parent.name == hf_dir.TEMPLATES else directory
+    place.mkdir(exist_ok=True)
+    shutil.copyfile(file, place / file.name)
   if not files:
     tokenizer.save_pretrained(str(directory))
   if not (directory / 'tokenizer.json').exists() or _puts_bos_by_setting(directory):

@@ -1,6 +1,7 @@
 """The training loop: one optimiser step after another, until done or told to stop.
 
-Knows no data format, model or evaluation: it is handed `batches` and `on_snapshot`.
+Knows no data format, model or evaluation: it is handed `batches` and `on_snapshot`. What it trains
+is one run or several side by side, each with a log of its own.
 
 What makes a kill at any moment harmless: a batch depends on its step alone, training state is saved
 only after its own metrics were seen to be finite, and everything a snapshot writes is keyed by its
@@ -13,16 +14,15 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.utils import chips, log
-from sft_jax.utils.errors import Interrupted, UserError
+from sft_jax.utils.errors import Diverged, Interrupted, OutOfMemory
 
 Tree = Any
 StepFn = Callable[[Tree, Tree, Mapping[str, Any]], tuple[Tree, Mapping[str, Any]]]
@@ -103,26 +103,43 @@ class StopSignal:
 
 @contextlib.contextmanager
 def explain_memory(where: str, how: str) -> Iterator[None]:
-  """Turns a device that is out of memory, met inside, into a `UserError`."""
+  """Turns a device that is out of memory, met inside, into an `OutOfMemory`."""
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    raise UserError('the device has too little memory', where, how) from e
+    raise OutOfMemory('the device has too little memory', where, how) from e
+
+
+class States(Protocol):
+  """Where training state is saved: `checkpoint.Checkpoints`, or those of a cohort."""
+
+  def due(self, step: int) -> bool: ...
+  def overdue(self) -> bool: ...
+  def save(self, step: int, state: Any, wait: bool = False) -> None: ...
+  def wait(self) -> None: ...
+  def reject(self, step: int) -> int | None: ...
 
 
 class OnSnapshot(Protocol):
   """Evaluates and keeps a state; must do the same again when called again."""
 
-  def __call__(self, state: Tree, step: int, epoch: float) -> None: ...
+  def __call__(self, state: Tree, step: int) -> None: ...
+
+
+def not_finite(step: int, names: Sequence[str]) -> tuple[str, str]:
+  """What happened at a step whose batch held these records, and where; for a message."""
+  shown = ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
+  what = f'loss, gradient or update is not finite at step {step}'
+  return what, shown and f'records of that step: {shown}'
 
 
 @dataclasses.dataclass
 class _Reporter:
   """Looks at the metrics of a finished step: stops on non-finite ones, logs the others."""
 
-  run_log: log.RunLog
+  logs: Sequence[log.RunLog | None]
   progress: log.Progress
   records: Callable[[int], Sequence[str]] | None
   on_nonfinite: Callable[[int, list[int]], None] | None
@@ -134,33 +151,39 @@ class _Reporter:
     with explain_memory('train step', _MEMORY_HELP):
       metrics = jax.device_get(dict(metrics))
     values = {name: np.atleast_1d(value) for name, value in metrics.items()}
-    bad = np.flatnonzero(values.pop('nonfinite'))
-    if bad.size and self.on_nonfinite is not None:
-      self.on_nonfinite(step, bad.tolist())
-    elif bad.size:
+    bad = np.flatnonzero(values.pop('nonfinite')).tolist()
+    bad = [run for run in bad if self.logs[run] is not None]
+    if bad and self.on_nonfinite is not None:
+      self.on_nonfinite(step, bad)
+    elif bad:
       self._stop(step, values['loss'])
-    scalars = {name: float(value.mean()) for name, value in values.items()}
-    for name in ('tokens', 'supervised'):
-      scalars[name] = float(values[name].sum())
-    if values['loss'].size > 1:
-      scalars |= {
-        f'{name}/{run}': float(v) for name, value in values.items() for run, v in enumerate(value)
-      }
-    rates = self.progress.update(step, scalars['loss'], scalars['tokens'], scalars['supervised'])
+    at = [i for i, one in enumerate(self.logs) if one is not None]
+    if not at:
+      return
+    sums = {name: float(values[name][at].sum()) for name in ('tokens', 'supervised')}
+    loss = float(values['loss'][at].mean())
+    rates = self.progress.update(step, loss, sums['tokens'], sums['supervised'])
     if rates and self.flops_per_token:
       per_chip = rates['tokens-per-s'] * self.flops_per_token / jax.device_count()
       share = chips.mfu(per_chip, jax.devices()[0].device_kind)
       rates |= {} if share is None else {'mfu': share}
-    self.run_log.write(step, {**scalars, **rates, **chips.memory_stats()})
+    # Of all runs together, by which the shares of their time can be told.
+    rates |= {'runs': float(len(at))} if len(self.logs) > 1 else {}
+    common = {**rates, **chips.memory_stats()}
+    for run in at:
+      scalars = {name: float(value[run]) for name, value in values.items()}
+      run_log = self.logs[run]
+      assert run_log is not None
+      run_log.write(step, {**scalars, **common})
 
   def _stop(self, step: int, loss: np.ndarray) -> None:
     names = list(self.records(step - 1)) if self.records is not None else []
-    shown = ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
+    what, where = not_finite(step, names)
     # A finite loss clears the state before this step.
     saved = self.reject(step if np.isfinite(loss).all() else step - 1)
-    raise UserError(
-      f'loss, gradient or update is not finite at step {step}',
-      where=shown and f'records of that step: {shown}',
+    raise Diverged(
+      what,
+      where,
       how='lower config.train.learning_rate or look at these records; '
       + (f'the checkpoint of step {saved} is kept' if saved else 'no good state was saved before'),
     )
@@ -174,19 +197,20 @@ def train(
   *,
   start_step: int,
   total_steps: int,
-  run_log: log.RunLog,
+  logs: Sequence[log.RunLog | None],
   progress: log.Progress,
-  checkpoints: Checkpoints,
+  checkpoints: States,
   stop: StopSignal,
-  snapshot_steps: Mapping[int, float] | None = None,
+  snapshot_steps: Collection[int] = (),
   on_snapshot: OnSnapshot | None = None,
   records: Callable[[int], Sequence[str]] | None = None,
   on_nonfinite: Callable[[int, list[int]], None] | None = None,
   traces: Callable[[], int] | None = None,
   guard: Callable[[], None] = lambda: None,
   flops_per_token: float = 0.0,
+  save_at_snapshots: bool = True,
 ) -> Tree:
-  """Trains from `start_step` to `total_steps`.
+  """Trains from `start_step` to `total_steps`, or until no run is left.
 
   Args:
     step_fn: `(base, state, batch) -> (state, metrics)`; may donate the state. Metrics are arrays
@@ -196,32 +220,35 @@ def train(
     batches: Batch of the step with index 0, 1, …; a pure function of the index.
     start_step: Number of steps done before.
     total_steps: Number of steps when finished.
-    run_log: Metrics of later steps than `start_step` are removed from it first.
+    logs: Of each run; metrics of later steps than `start_step` are removed from it first. The
+      caller puts None in the place of a run that has ended: nothing is told of it from then on.
     progress: Bar.
-    checkpoints: Says when training state is due; it is also saved before a snapshot is evaluated,
-      at the end and when stopping.
+    checkpoints: Says when training state is due; it is also saved when stopping.
     stop: Looked at after each step.
-    snapshot_steps: Number of steps done -> epoch, where `on_snapshot` is called. 0 is before
-      training.
-    on_snapshot: Called with the state, which it must not donate, and which is saved already.
+    snapshot_steps: Numbers of steps done at which `on_snapshot` is called. 0 is before training.
+    on_snapshot: Called with the state, which it must not donate.
     records: Names of the records in the batch of a step index, for the message about a non-finite
       step.
     on_nonfinite: Called with the step and the runs that failed, instead of stopping.
     traces: How often `step_fn` was traced in this process.
     guard: Raises when this process may not go on; called before anything is saved.
     flops_per_token: For MFU; 0 = not logged. See `chips.flops_per_token`.
+    save_at_snapshots: Whether the state is saved before each snapshot and at the end, too. Without,
+      what a kill during an evaluation costs is the training since the last save.
 
   Returns:
     The state after `total_steps` steps, saved.
 
   Raises:
     Interrupted: asked to stop; the state is saved and starting again continues.
-    UserError: a loss, gradient or update is not finite; the disk or the device's memory is full.
+    Diverged: a loss, gradient or update is not finite.
+    OutOfMemory: the device's memory is full.
+    UserError: the disk is full.
     RuntimeError: the step was compiled more than once.
   """
-  snapshots = snapshot_steps or {}
-  report = _Reporter(run_log, progress, records, on_nonfinite, checkpoints.reject, flops_per_token)
-  run_log.truncate_after(start_step)
+  report = _Reporter(logs, progress, records, on_nonfinite, checkpoints.reject, flops_per_token)
+  for run_log in filter(None, logs):
+    run_log.truncate_after(start_step)
   done = start_step
   pending: Mapping[str, Any] | None = None
   shapes: dict[str, str] = {}
@@ -229,9 +256,10 @@ def train(
   while True:
     stopping, overdue = agree(stop.requested, checkpoints.overdue(), done)
     # Before an evaluation too, which may take longer than what ends this process allows.
-    saving = overdue or checkpoints.due(done) or done in snapshots or done == total_steps
+    pausing = done in snapshot_steps or done == total_steps
+    saving = overdue or checkpoints.due(done) or (save_at_snapshots and pausing)
     guard()
-    if pending is not None and (stopping or saving):
+    if pending is not None and (stopping or saving or pausing):
       # Nothing is saved or evaluated before its own step is known to be finite.
       report(done, pending)
       pending = None
@@ -241,14 +269,16 @@ def train(
       raise Interrupted(f'{why}, after step {done}; start again to go on')
     if saving and done > start_step:
       checkpoints.save(done, state)
-    if on_snapshot is not None and done in snapshots:
+    if on_snapshot is not None and done in snapshot_steps:
       try:
-        on_snapshot(state, done, snapshots[done])
+        on_snapshot(state, done)
       except Interrupted:
+        if done > start_step:
+          checkpoints.save(done, state)
         checkpoints.wait()  # Or it would be told too early that it was saved.
         raise
       progress.pause()
-    if done == total_steps:
+    if done == total_steps or not any(logs):
       break
 
     given = state
@@ -266,7 +296,8 @@ def train(
     stop.progress()
 
   checkpoints.wait()
-  run_log.flush()
+  for run_log in filter(None, logs):
+    run_log.flush()
   return state
 
 

@@ -28,7 +28,8 @@ class TrainState(NamedTuple):
     hypers: Hyper-parameters.
     dropout_seed: uint32.
     rounding_seed: uint32, of stochastic rounding.
-    failed: bool, true from the first non-finite loss or gradient on; the run is then frozen.
+    failed: bool, true from the first non-finite loss or gradient on; the run is then frozen. True
+      from the start in a slot without a run.
   """
 
   step: Array
@@ -52,6 +53,7 @@ def init_state(
   method: str,
   dropout_seeds: Sequence[int] | None = None,
   rounding_seeds: Sequence[int] | None = None,
+  frozen: Sequence[bool] | None = None,
   mesh: Mesh | None = None,
 ) -> TrainState:
   """A state at step 0.
@@ -62,6 +64,7 @@ def init_state(
     method: One of `METHODS`.
     dropout_seeds: One for each run; 0, 1, … when None.
     rounding_seeds: Likewise.
+    frozen: Slots without a run, which stay as they are; none when None.
     mesh: When given, everything that is not shaped like a parameter is replicated over it, so that
       the first and the second step see equal shardings and share one executable.
   """
@@ -84,7 +87,7 @@ def init_state(
       'hypers': jax.tree.map(lambda *x: np.stack(x), *hypers),
       'dropout_seed': seeds(dropout_seeds),
       'rounding_seed': seeds(rounding_seeds),
-      'failed': np.zeros(runs, bool),
+      'failed': np.asarray([False] * runs if frozen is None else frozen),
       'count': np.zeros(runs, np.int32),
     },
   )

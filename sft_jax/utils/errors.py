@@ -1,4 +1,4 @@
-"""The two exceptions that end a run on purpose. Anything else that escapes is a defect of ours."""
+"""The exceptions that end a run on purpose. Anything else that escapes is a defect of ours."""
 
 
 class UserError(Exception):
@@ -18,6 +18,14 @@ class UserError(Exception):
     where = f' ({self.where})' if self.where else ''
     how = f' — {self.how}' if self.how else ''
     return ' '.join(f'{self.what}{where}{how}'.split())
+
+
+class OutOfMemory(UserError):
+  """A device has too little memory for what it was given; fewer runs at once may fit."""
+
+
+class Diverged(UserError):
+  """The numbers of one run are no numbers any more; runs beside it are not concerned."""
 
 
 class Interrupted(Exception):

@@ -273,3 +273,49 @@ def test_bad_loaders():
     Loader([(examples, Sampler(4, 2))], 'ragged')
   with pytest.raises(ValueError, match='a sampler of 5'):
     Loader([(examples, Sampler(5, 2))])
+
+
+def test_few_shapes_for_different_data():
+  """Twelve data sets and batch sizes, and the same examples as ever."""
+  shapes = set()
+  for longest in (20, 90, 100, 200):
+    for batch_size in (2, 8, 32):
+      examples = make([5 + (7 * i) % (longest - 4) for i in range(64)])
+      options = {'tokens_per_micro': 1024, 'few_shapes': True}
+      loader = Loader([(examples, Sampler(64, batch_size))], **options)
+      _, micros, rows, length = loader.shape
+      assert length in (128, 256) and rows in (1, 2, 4, 8) and micros == 16
+      shapes.add(loader.shape)
+      plain = Loader([(examples, Sampler(64, batch_size))], tokens_per_micro=1024)
+      for step in range(loader.total_steps):
+        batches = loader.batch(step), plain.batch(step)
+        assert batches[0]['micro'] <= micros
+        held = [np.sort(b['tokens'][b['segments'] > 0]) for b in batches]
+        np.testing.assert_array_equal(*held)
+  assert len(shapes) <= 4
+
+
+def test_few_shapes_keep_what_is_given():
+  examples = make([30] * 12)
+  loader = Loader([(examples, Sampler(12, 12))], row_length=96, rows_per_micro=3, few_shapes=True)
+  assert loader.shape == (1, 16, 3, 96)
+  many = Loader([(make([90] * 80), Sampler(80, 80))], rows_per_micro=1, few_shapes=True)
+  assert many.shape[1:] == (256, 1, 128), 'from 16 on by fours'
+  sharded = Loader([(examples, Sampler(12, 12))], row_shards=4, few_shapes=True, tokens_per_micro=9)
+  assert sharded.shape[1:] == (16, 4, 128)
+
+
+def test_slots_without_data():
+  """The others are as they are by themselves; a shape is taken over."""
+  one, two = make([30, 20, 10, 25]), make([50, 60, 40, 20])
+  runs = [(one, Sampler(4, 2, seed=1)), (two, Sampler(4, 4, seed=2))]
+  whole = Loader(runs, row_length=64)
+  part = Loader([None, runs[1], None], row_length=64, shape=whole.shape[1:])
+  assert part.shape == (3, *whole.shape[1:])
+  got, want = part.batch(0), whole.batch(0)
+  for name in ('tokens', 'loss_weight', 'positions', 'segments'):
+    np.testing.assert_array_equal(got[name][1], want[name][1])
+    assert not got[name][[0, 2]].any()
+  assert part.tokens(0).tolist() == [170] and part.sources(0) == whole.sources(0)[1:]
+  with pytest.raises(UserError, match='no runs'):
+    Loader([None])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sft_jax.evals import compare, compare_text, stats
+from sft_jax.evals import records as records_lib
 from sft_jax.utils import io
 from sft_jax.utils.errors import UserError
 
@@ -40,7 +41,7 @@ def records(scores, found=None, about=None, **more):
 
 
 def row(*tasks, name='run'):
-  return compare.Row(name, {part[0]['about']['task']: part for part in tasks})
+  return records_lib.Row(name, {part[0]['about']['task']: part for part in tasks})
 
 
 def write(path, part):
@@ -155,19 +156,19 @@ def test_reading_files_and_directories(tmp_path):
   write(tmp_path / 'run/rows.jsonl', [{'step': 1}])
   means = lambda path: {
     task: np.mean([r['scores']['acc'] for r in part])
-    for task, part in compare.read(str(path)).tasks.items()
+    for task, part in records_lib.read(str(path)).tasks.items()
   }
   run = tmp_path / 'run'
   assert means(file) == {'gsm8k:4shot:gen': 0}
   assert means(run) == means(run / 'samples') == means(f'{run}@100') == {'gsm8k:4shot:gen': 1}
   assert means(f'{run}@20') == {'gsm8k:4shot:gen': 0.5}
   with pytest.raises(UserError, match='of step 7'):
-    compare.read(f'{run}@7')
+    records_lib.read(f'{run}@7')
   with pytest.raises(UserError, match='no such file'):
-    compare.read(str(tmp_path / 'nothing'))
+    records_lib.read(str(tmp_path / 'nothing'))
   write(run / 'samples/other-100.jsonl', records([1]))
   with pytest.raises(UserError, match='occurs twice'):
-    compare.read(str(run))
+    records_lib.read(str(run))
 
 
 @pytest.mark.parametrize(
@@ -185,9 +186,9 @@ def test_broken_files(tmp_path, change, message):
   part = records([1, 0])
   part[1] |= change
   with pytest.raises(UserError, match=message):
-    compare.read(write(tmp_path / 'a.jsonl', part))
+    records_lib.read(write(tmp_path / 'a.jsonl', part))
   with pytest.raises(UserError, match='no records'):
-    compare.read(write(tmp_path / 'b.jsonl', []))
+    records_lib.read(write(tmp_path / 'b.jsonl', []))
 
 
 def test_sign_test_is_exact():

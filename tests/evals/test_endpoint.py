@@ -285,7 +285,8 @@ def test_conversations_with_a_served_model(server, make):
   answers = served.converse(
     make(), [opening('a'), opening('b')], [['more'], []], 5, [0.7, 0.0], ['x', 'END']
   )
-  assert answers == [('["a"]', json.dumps(['a', '["a"]', 'more'])), ('["b"]',)]
+  texts = [tuple(answer.text for answer in given) for given in answers]
+  assert texts == [('["a"]', json.dumps(['a', '["a"]', 'more'])), ('["b"]',)]
   asked = [body for body, _ in server.requests]
   assert [body['temperature'] for body in asked if body['messages'][0]['content'] == 'a'] == [
     0.7,
@@ -295,4 +296,4 @@ def test_conversations_with_a_served_model(server, make):
   assert served.converse(make(), [opening('c')], [['more']], 5, [0.0]) == [None]
   server.always = 'empty'
   kept = served.converse(make(allow_empty=True), [opening('d')], [[]], 5, [0.0])
-  assert kept == [(' \n',)]
+  assert [answer.text for answer in kept[0]] == [' \n']

@@ -1,10 +1,12 @@
 """Raw configs: defaults are transformers', public sizes come out right, the rest is refused."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 
-from sft_jax.models import families
+from sft_jax.models import families, rope
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils.errors import UserError
 from tests import zoo
@@ -206,12 +208,19 @@ TINY = {
     ('Llama', {'rope_parameters': {'rope_theta': 1e4, 'partial_rotary_factor': 0.5}},
      'partial_rotary_factor=0.5'),
     ('Llama', {'hidden_act': 'relu'}, "hidden_act='relu'"),
-    ('Llama', {'quantization_config': {'quant_method': 'gptq'}}, 'quantization_config='),
+    ('Llama', {'hidden_act': 'a' * 10**6}, "hidden_act='aaa"),
+    ('Llama', {'rope_scaling': {'type': 'longrope', 'long_factor': [1.0] * 10**4}}, 'lacks short'),
+    ('Llama', {'quantization_config': {'quant_method': 'gptq'}}, "weights quantised as 'gptq'"),
+    ('Llama', {'quantization_config': ['x' * 10**6]}, 'xxx'),
     ('Llama', {'hidden_size': float('inf')}, 'missing or malformed'),
     ('Llama', {'hidden_size': None}, 'missing or malformed'),
     ('Llama', {'num_attention_heads': 3}, 'num_attention_heads=3'),
+    ('Llama', {'max_position_embeddings': 10**40}, 'max_positions must be at most'),
+    ('Llama', {'rope_scaling': {'type': 'linear', 'factor': 1e308}}, 'malformed rope entry'),
     ('Llama', {'architectures': [None]}, 'unsupported architecture None'),
-    ('Llama', {'architectures': 7}, 'unsupported architecture'),
+    ('Llama', {'architectures': 7}, 'unsupported architecture 7'),
+    ('Llama', {'architectures': None}, 'unsupported architecture (none named)'),
+    ('Llama', {'architectures': ['x' * 10**6]}, 'unsupported architecture xxx'),
     ('Llama', {'architectures': ['LlamaForCausalLM', 'Qwen2ForCausalLM']}, 'two architectures'),
     ('Llama', {'architectures': ['XForCausalLM'], 'auto_map': {'AutoModel': 'm.X'}},
      'needs code of its own'),
@@ -253,4 +262,116 @@ TINY = {
 def test_what_we_do_not_compute_is_refused_by_name(family, changes, words):
   with pytest.raises(UserError) as caught:
     read(family, TINY | changes)
-  assert words in str(caught.value) and '\n' not in str(caught.value)
+  line = str(caught.value)
+  assert words in line and '\n' not in line and len(line) < 500
+
+
+LINEAR = {'rope_type': 'linear', 'factor': 8.0}
+NESTED = {
+  'full_attention': {**LINEAR, 'rope_theta': 3000.0},
+  'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+}
+
+
+@pytest.mark.parametrize('family', ['Gemma3', 'Olmo3'])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'rope_theta': 3000.0, 'rope_local_base_freq': 50.0},
+    {'rope_theta': 3000.0, 'rope_local_base_freq': 50.0, 'rope_scaling': LINEAR},
+    {'rope_parameters': NESTED},
+    {'rope_parameters': {'full_attention': NESTED['full_attention']}},
+    {'rope_parameters': {'sliding_attention': NESTED['full_attention']}},
+    {'rope_parameters': {'full_attention': LINEAR, 'sliding_attention': None}, 'rope_theta': 9.0},
+    {'rope_parameters': {**LINEAR, 'rope_theta': 3000.0}},
+    {'rope_parameters': {**LINEAR, 'rope_theta': 3000.0}, 'rope_theta': 7.0},
+    {'rope_parameters': NESTED, 'rope_scaling': {**LINEAR, 'factor': 2.0}},
+  ],
+)
+def test_frequencies_of_local_and_global_layers_are_those_of_transformers(family, changes):
+  """Scaling of positions is of the global layers alone, and the flat form is of none."""
+  transformers = pytest.importorskip('transformers')
+  from transformers.models.gemma3 import modeling_gemma3
+  from transformers.models.olmo3 import modeling_olmo3
+
+  kind, rotary = {
+    'Gemma3': ('Gemma3TextConfig', modeling_gemma3.Gemma3RotaryEmbedding),
+    'Olmo3': ('Olmo3Config', modeling_olmo3.Olmo3RotaryEmbedding),
+  }[family]
+  raw = TINY | {'head_dim': 16, 'layer_types': ['full_attention', 'sliding_attention']} | changes
+  theirs = rotary(getattr(transformers, kind).from_dict(copy.deepcopy(raw)))
+  cfg = read(family, raw)
+  for layer, name in enumerate(raw['layer_types']):
+    ours = rope.frequencies(cfg.ropes[cfg.layer_ropes[layer]], np.ones((1, 1), np.int32))
+    want = getattr(theirs, f'{name}_inv_freq').numpy()
+    np.testing.assert_allclose(ours[0, 0], want, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'rope_scaling': {'type': 'linear', 'factor': 8.0}},  # 4 reads it, 5 does not
+    {'rope_scaling': LINEAR, 'rope_parameters': {'rope_theta': 9.0}},
+    {'rope_scaling': 'linear'},
+    {'rope_parameters': ['linear']},
+    {'rope_parameters': {'full_attention': [3]}, 'rope_scaling': LINEAR},
+  ],
+)
+def test_rope_entries_that_versions_read_differently_are_refused(changes):
+  with pytest.raises(UserError, match='malformed rope entry'):
+    read('Gemma3', TINY | changes)
+
+
+def test_the_longest_text_counts_scaled_positions_once():
+  """Gemma 3's `max_position_embeddings` are the scaled ones, Llama's are not."""
+  assert read('Gemma3', TINY | {'rope_scaling': LINEAR}).longest_text == 64
+  assert read('Llama', TINY | {'rope_scaling': LINEAR}).longest_text == 512
+
+
+MIXED = ['full_attention', 'sliding_attention']
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    *('Qwen2Config', 'Qwen3Config', 'SmolLM3Config', 'Gemma2Config', 'Gemma3TextConfig'),
+    *('Olmo3Config', 'MistralConfig', 'Phi3Config'),
+  ],
+)
+def test_windows_are_those_of_transformers(kind):
+  """And a config whose sliding layers have no window is refused by both."""
+  pytest.importorskip('torch')
+  import torch
+  import transformers
+
+  family = kind.removesuffix('Config').removesuffix('Text')
+  tokens = torch.arange(12)[None]
+  seen = set()
+  for changes in (
+    {'use_sliding_window': False, 'sliding_window': 5, 'layer_types': MIXED},
+    {'use_sliding_window': True, 'sliding_window': 5, 'layer_types': MIXED},
+    {'use_sliding_window': True, 'sliding_window': None, 'layer_types': MIXED},
+    {'use_sliding_window': True, 'sliding_window': None},
+    {'use_sliding_window': False, 'sliding_window': 5, 'max_window_layers': 1},
+    {'use_sliding_window': True, 'sliding_window': 5, 'max_window_layers': 1},
+    {'sliding_window': 5, 'layer_types': MIXED[:1] * 2},
+  ):
+    raw = TINY | {'head_dim': 16, 'pad_token_id': None, 'no_rope_layers': [1, 0]} | changes
+    config = getattr(transformers, kind).from_dict(copy.deepcopy(raw))
+    config._attn_implementation = 'eager'
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    try:
+      with torch.no_grad():
+        attentions = model(tokens, output_attentions=True, use_cache=False).attentions
+    except ValueError as e:
+      assert 'sliding_window' in str(e)
+      with pytest.raises(UserError, match='layers have a sliding window, but '):
+        read(family, raw)
+      seen.add('refused')
+      continue
+    want = tuple(int((weights[0, 0, -1] > 0).sum()) for weights in attentions)
+    got = read(family, raw).windows
+    assert tuple(window or tokens.shape[1] for window in got) == want, changes
+    seen.add(want)
+  assert len(seen) > 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from sft_jax.data.tokenize import stop_ids
-from sft_jax.models import decoder, export, families, hf, hub, lora, peft, source
+from sft_jax.models import decoder, export, families, hf, hf_dir, hub, lora, peft, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils import process, trees
 from sft_jax.utils.errors import UserError
@@ -140,6 +141,34 @@ def tiny_pieces_dir(tiny_copy):
     path.unlink()
   directory_of(tiny_copy, {'tokenizer_class': 'LlamaTokenizer', 'legacy': True})
   return tiny_copy
+
+
+@pytest.mark.parametrize('fixture', ['tiny_copy', 'tiny_pieces_dir'])
+def test_every_chat_template_is_exported(fixture, request, tmp_path):
+  """The default one and those for other uses, to a place that cannot rename as well."""
+  import transformers
+
+  directory = request.getfixturevalue(fixture)
+  templates = {'default': 'D{{ messages }}', 'tool_use': 'T{{ messages }}', 'rag': 'R'}
+  (directory / hf_dir.TEMPLATES).mkdir()
+  for name, text in templates.items():
+    inner = 'chat_template.jinja' if name == 'default' else f'{hf_dir.TEMPLATES}/{name}.jinja'
+    (directory / inner).write_text(text)
+  ckpt, cfg, params = open_model(directory)
+  assert ckpt.tokenizer().chat_template == templates
+  export.export_hf(tmp_path / 'hf', cfg, params, ckpt)
+  peft.export_peft(tmp_path / 'peft', cfg, an_adapter(cfg), RANK, ALPHA, ckpt=ckpt)
+  with mock.patch.object(export.io, 'is_remote', return_value=True):
+    export.export_hf(tmp_path / 'remote', cfg, params, ckpt)
+  for name in ('hf', 'peft', 'remote'):
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+    assert theirs.chat_template == templates
+    assert templates_in(tmp_path / name) >= templates_in(directory)
+
+
+def templates_in(directory):
+  """Templates there, by their path."""
+  return {p.relative_to(directory).as_posix() for p in directory.rglob('*.jinja')}
 
 
 def test_no_export_asks_for_code(tiny_copy, tmp_path):
@@ -312,33 +341,6 @@ def test_padded_rank_is_cut(tiny_llama_dir, tmp_path):
   full = an_adapter(cfg, 'q_proj')
   with pytest.raises(ValueError, match='beyond rank 2 are not zero'):
     peft.export_peft(tmp_path / 'out', cfg, full, 2, ALPHA)
-
-
-def test_adapter_made_by_peft_is_read(tiny_llama_dir, tmp_path):
-  torch = pytest.importorskip('torch')
-  peft_library = pytest.importorskip('peft')
-  import transformers
-
-  config = peft_library.LoraConfig(
-    r=RANK, lora_alpha=8, target_modules=['o_proj', 'down_proj'], use_rslora=True,
-    init_lora_weights=False, layers_to_transform=[0, 2], task_type='CAUSAL_LM',
-  )  # fmt: skip
-  torch.manual_seed(0)
-  base = transformers.LlamaForCausalLM.from_pretrained(tiny_llama_dir)
-  model = peft_library.get_peft_model(base, config)
-  model.save_pretrained(tmp_path / 'out')
-  _, cfg, params = open_model(tiny_llama_dir)
-  back = peft.import_peft(tmp_path / 'out', cfg)
-  assert back.scale == 8 / RANK**0.5
-  tokens = some_tokens(cfg)
-  ours = our_logits(
-    cfg,
-    params,
-    tokens,
-    adapter=jax.tree.map(jnp.asarray, back.adapter),
-    lora_scale=jnp.full(cfg.num_layers, back.scale),
-  )
-  np.testing.assert_allclose(ours, torch_logits(model, tokens), atol=1e-4)
 
 
 def edit_config(directory, **changes):

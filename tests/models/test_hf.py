@@ -108,6 +108,10 @@ Q = 'model.layers.1.self_attn.q_proj.weight'
   ('change', 'message'),
   [
     (lambda t: t.pop(Q), f'tensor {Q} is missing'),
+    (
+      lambda t: t.update({Q.replace('weight', 'qweight'): t.pop(Q)}),
+      f'tensor {Q} is missing, but there is .*q_proj.qweight',
+    ),
     (lambda t: t.pop('lm_head.weight'), 'tensor lm_head.weight is missing'),
     (lambda t: t.update({Q: t[Q][:32].copy()}), rf'tensor {Q} has shape \[32, 64\].*\[64, 64\]'),
     (lambda t: t.update(surplus=t[Q]), 'unexpected tensor surplus'),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.models import hub, source
+from sft_jax.models import hf_dir, hub, source
 from sft_jax.utils import hub as hub_lib
 from sft_jax.utils import log
 from sft_jax.utils.errors import UserError
@@ -28,6 +28,18 @@ def test_opened_through_the_front_door(server):
   ckpt = source.resolve('org/tiny')
   assert (ckpt.name, len(ckpt.tensors), len(ckpt.tokenizer())) == ('org/tiny', 30, 300)
   assert source.resolve(f'org/tiny@{server.commit_of("model", "org/tiny", "main")}')
+
+
+def test_further_chat_templates_come_along(server, tiny_llama_dir):
+  """And no other directory does."""
+  files = {p.name: p.read_bytes() for p in tiny_llama_dir.iterdir()}
+  inner = f'{hf_dir.TEMPLATES}/tool_use.jinja'
+  stray = ('other/rag.jinja', f'{hf_dir.TEMPLATES}/more/x.jinja', f'{hf_dir.TEMPLATES}/x.py')
+  server.add('model', 'org/many', {**files, inner: b'T', **dict.fromkeys(stray, b'')})
+  ckpt = source.resolve('org/many')
+  assert ckpt.tokenizer().chat_template['tool_use'] == 'T'
+  assert ckpt.tokenizer_files()[-1].as_posix().endswith(inner)
+  assert not [name for name in stray if server.gets(name.rpartition('/')[2])]
 
 
 @pytest.mark.parametrize('failure', ['down', 'gone', 'offline'])

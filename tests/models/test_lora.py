@@ -42,6 +42,11 @@ def logits(cfg, base, adapter, scale):
     ('all-linear', [*(f'attn/{n}' for n in 'qkvo'), *(f'mlp/{n}' for n in ('gate', 'up', 'down'))]),
     ('layers/attn/.*', [f'attn/{n}' for n in 'qkvo']),
     ('layers/mlp/(up|down),o_proj', ['attn/o', 'mlp/up', 'mlp/down']),
+    # A comma inside brackets is no end of an expression.
+    ('(q|v)_proj{1,2},o_proj', ['attn/q', 'attn/v', 'attn/o']),
+    ('[qk,(]_proj,o_proj', ['attn/q', 'attn/k', 'attn/o']),
+    (r'(q|,)_proj,(v|\,|\))_proj', ['attn/q', 'attn/v']),
+    ('layers/mlp/.{2,4}', ['mlp/gate', 'mlp/up', 'mlp/down']),
   ],
 )
 def test_targets(targets, modules):
@@ -52,7 +57,9 @@ def test_targets(targets, modules):
 @pytest.mark.parametrize(
   ('targets', 'words'),
   [('w_q', "'w_q' matches no linear module"), ('q_proj,lm_head', "'lm_head' matches no"),
-   ('attn/q', 'matches no'), ('[', 'no regular expression'), (' , ', 'no target modules')],
+   ('attn/q', 'matches no'),
+   ('q_proj,(v_proj,o_proj', "'(v_proj,o_proj' is no regular"), ('q_proj),v_proj', 'no regular'),
+   ('[', 'no regular expression'), (' , ', 'no target modules')],
 )  # fmt: skip
 def test_targets_that_match_nothing(targets, words):
   with pytest.raises(UserError) as e:

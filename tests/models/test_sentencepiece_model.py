@@ -256,6 +256,9 @@ def test_auto_tokenizer_reads_what_is_saved_as_we_do(settings, trainer, model_ty
     (field(1, field(1, b'a') + field(2, 0.0)) * 2, 'not a SentencePiece model'),
     (field(1, field(1, b'\xff') + field(2, 0.0)), 'not a SentencePiece model'),
     (field(1, 7), 'not a SentencePiece model'),
+    # Sizes that would cost hours were they read as they stand.
+    (b'\x08' + b'\xff' * 2_000_000 + b'\x01', 'not a SentencePiece model'),
+    (field(1, field(1, b'a' * 1_000_000)) + field(2, field(3, 2)), 'not a SentencePiece model'),
     (field(1, field(1, b'a')) + field(2, field(3, 4)), 'of a kind that is not read'),
     (field(1, field(1, b'a')) + field(2, field(24, 1)), 'of a kind that is not read'),
     (

@@ -125,6 +125,12 @@ def in_place_of(path):
   path.mkdir()
 
 
+def many_keys():
+  """A header of so many keys that comparing each with each would take minutes."""
+  keys = [*map(str, range(100_000)), 'z', 'z']
+  return f'{{{",".join(f"{json.dumps(key)}:1" for key in keys)}}}'.encode()
+
+
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
@@ -157,6 +163,20 @@ def in_place_of(path):
       "duplicate key 'x'",
     ),
     (
+      lambda d: with_header(d / WEIGHTS, lambda h: many_keys()),
+      "duplicate key 'z'",
+    ),
+    *(
+      (
+        lambda d, shape=shape: with_header(
+          d / WEIGHTS,
+          lambda h: {**h, 'x': {'dtype': 'F32', 'shape': shape, 'data_offsets': [0, 4]}},
+        ),
+        "entry 'x'",
+      )
+      for shape in ([1] * 65, [10**30])
+    ),
+    (
       lambda d: with_header(
         d / WEIGHTS, lambda h: {**h, 'x': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 8]}}
       ),
@@ -166,12 +186,18 @@ def in_place_of(path):
       lambda d: with_header(
         d / WEIGHTS, lambda h: {**h, 'x': {'dtype': 'F9', 'shape': [4], 'data_offsets': [0, 16]}}
       ),
-      "entry 'x'",
+      'tensor x is stored as F9',
     ),
     (
       lambda d: with_header(
         d / WEIGHTS,
         lambda h: {**h, 'x': {'dtype': 'F32', 'shape': [-4], 'data_offsets': [16, 0]}},
+      ),
+      "entry 'x'",
+    ),
+    (
+      lambda d: with_header(
+        d / WEIGHTS, lambda h: {**h, 'x': {'dtype': 'f 9', 'shape': [4], 'data_offsets': [0, 16]}}
       ),
       "entry 'x'",
     ),
@@ -291,6 +317,19 @@ def test_a_fingerprint_of_an_unreadable_file(tiny_copy):
   in_place_of(tiny_copy / WEIGHTS)
   with pytest.raises(UserError, match='cannot be read: Is a directory'):
     ckpt.fingerprint()
+
+
+@pytest.mark.parametrize('kind', ['F8_E4M3', 'F8_E4M3FNUZ'])
+def test_types_of_eight_bits_are_refused_by_name(kind, tiny_copy):
+  """Whether their size is known here or not."""
+  path = tiny_copy / WEIGHTS
+  weights = numpy.load_file(path)
+  numpy.save_file(weights | {NORM: weights[NORM].astype(np.int8)}, path)
+  with_header(path, lambda h: {**h, NORM: {**h[NORM], 'dtype': kind}})
+  with pytest.raises(UserError, match=f'tensor {NORM} is stored as {kind}$|{kind} ') as e:
+    ckpt = source.resolve(str(tiny_copy))
+    hf.check_tensors(ckpt, ModelConfig.from_hf(ckpt.config))
+  assert e.value.where == str(path) and 'BF16' in e.value.how and 'save_pretrained' in e.value.how
 
 
 def test_types_that_are_not_read_are_found_without_reading(tiny_llama_dir, tiny_copy, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.parallel import mesh as mesh_lib
+from sft_jax.train import weights
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.utils.errors import UserError
 from tests.train import toy
@@ -108,10 +109,18 @@ def test_retention_of_state(opened, tmp_path, keep):
   assert steps(tmp_path / 'checkpoints') == [] and checkpoints.latest() is None
 
 
+@pytest.fixture(params=['one file', 'orbax'])
+def form(request, monkeypatch):
+  """Small weights are one file; large ones are written by Orbax."""
+  if request.param == 'orbax':
+    monkeypatch.setattr(weights, 'SMALL_BYTES', 0)
+  return request.param
+
+
 @pytest.mark.parametrize(
   'policy, kept', [('all', [1, 2, 3, 4]), ('last', [4]), ('best', [2, 4]), ('none', [])]
 )
-def test_retention_of_weights(opened, tmp_path, policy, kept):
+def test_retention_of_weights(opened, tmp_path, policy, kept, form):
   checkpoints = opened(weights=policy)
   for step, score in zip((1, 2, 3, 4), (3.0, 1.0, float('nan'), 2.0), strict=True):
     checkpoints.save_weights(step, {'w': jnp.full((4,), float(step))}, score)
@@ -131,7 +140,7 @@ def test_retention_of_weights(opened, tmp_path, policy, kept):
     checkpoints.restore_weights(99, {})
 
 
-def test_best_survives_reopening(opened):
+def test_best_survives_reopening(opened, form):
   first = opened(weights='best')
   for step, score in ((1, 1.0), (2, 2.0)):
     first.save_weights(step, {'w': jnp.ones(2)}, score)
@@ -142,12 +151,71 @@ def test_best_survives_reopening(opened):
   assert second.weights_steps() == [1, 3] and second.best_step() == 1
 
 
-def test_weights_without_scores_keep_the_last(opened):
+def test_weights_without_scores_keep_the_last(opened, form):
   checkpoints = opened(weights='best')
   for step in (1, 2):
     checkpoints.save_weights(step, {'w': jnp.ones(2)})
   checkpoints.wait()
   assert checkpoints.weights_steps() == [2] and checkpoints.best_step() is None
+
+
+def test_small_weights_are_bit_exact_on_any_mesh_and_the_same_file_each_time(opened, tmp_path):
+  state = {k: v for k, v in awkward_state().items() if k not in ('opt', 'step', 'failed')}
+  one = opened(workdir=tmp_path / 'one')
+  one.save_weights(3, state, 1.0)
+  assert [p.name for p in (tmp_path / 'one' / 'weights' / '3').iterdir()] == ['weights.safetensors']
+  eight = NamedSharding(mesh_lib.make_mesh(fsdp=8), PartitionSpec('fsdp'))
+  spread = {'f32': eight, 'bf16': eight}
+  abstract = {
+    k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=spread.get(k, v.sharding))
+    for k, v in state.items()
+  }
+  got = one.restore_weights(3, abstract)
+  assert got['f32'].sharding == eight
+  for name, leaf in state.items():
+    assert got[name].dtype == leaf.dtype
+    assert np.asarray(got[name]).tobytes() == np.asarray(leaf).tobytes()
+  for number in range(8):
+    again = opened(workdir=tmp_path / f'again-{number}')
+    again.save_weights(3, got, 1.0)
+    file = 'weights/3/weights.safetensors'
+    same = (tmp_path / 'one' / file, tmp_path / f'again-{number}' / file)
+    assert same[0].read_bytes() == same[1].read_bytes()
+
+
+@pytest.mark.parametrize('kind', ['torn', 'changed', 'other names', 'other shape'])
+def test_small_weights_that_are_not_whole_are_not_used(opened, tmp_path, kind):
+  first = opened(weights='all')
+  for step in (1, 2):
+    first.save_weights(step, {'w': jnp.arange(4.0)})
+  file = tmp_path / 'weights' / '2' / 'weights.safetensors'
+  abstract = {'w': jax.ShapeDtypeStruct((4,), jnp.float32)}
+  raw = file.read_bytes()
+  if kind == 'torn':
+    file.write_bytes(raw[:20])
+    assert opened(weights='all').weights_steps() == [1]
+    return
+  if kind == 'changed':
+    file.write_bytes(raw[:-1] + b'x')
+  elif kind == 'other names':
+    abstract = {'v': abstract['w']}
+  else:
+    abstract = {'w': jax.ShapeDtypeStruct((5,), jnp.float32)}
+  with pytest.raises(UserError, match='cannot be read'):
+    opened(weights='all').restore_weights(2, abstract)
+
+
+def test_weights_of_an_earlier_attempt_are_removed(opened, form):
+  first = opened(weights='all')
+  for step in (1, 2):
+    first.save_weights(step, {'w': jnp.ones(2)}, 1.0)
+  first.close()
+  second = opened(weights='all')
+  second.weights.delete()
+  assert second.weights_steps() == [] and second.best_step() is None
+  second.save_weights(1, {'w': jnp.ones(2)}, 2.0)
+  second.wait()
+  assert second.weights_steps() == [1]
 
 
 @pytest.mark.parametrize('kind', ['empty', 'no data', 'not committed', 'temporary'])
@@ -234,7 +302,7 @@ def test_a_state_that_proved_bad_is_taken_back(opened, tmp_path):
   assert opened().reject(2) == 2
 
 
-def test_brackets_in_the_path(opened, tmp_path):
+def test_brackets_in_the_path(opened, tmp_path, form):
   workdir = tmp_path / 'x[lr=1e-4]'
   first = opened(workdir=workdir, weights='best')
   for step, score in ((1, 1.0), (2, 2.0)):
@@ -247,7 +315,7 @@ def test_brackets_in_the_path(opened, tmp_path):
   assert not (workdir / 'checkpoints' / '6').exists()
 
 
-def test_read_only_changes_nothing(opened, tmp_path):
+def test_read_only_changes_nothing(opened, tmp_path, form):
   """Beside a run at work: what is being written stays, and is not read."""
   first = opened(weights='all')
   first.save_weights(2, {'w': jnp.ones(2)}, 1.0)

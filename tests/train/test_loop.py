@@ -15,6 +15,7 @@ import pytest
 
 from sft_jax.train import loop
 from sft_jax.train.checkpoint import Checkpoints
+from sft_jax.utils import log
 from sft_jax.utils.errors import Interrupted, UserError
 from tests.conftest import REPOSITORY
 from tests.train import toy
@@ -77,7 +78,7 @@ def test_metrics_are_fetched_one_step_late():
     lambda step: {},
     start_step=0,
     total_steps=3,
-    run_log=Quiet(),
+    logs=[Quiet()],
     progress=Quiet(),
     checkpoints=NoSaves(),
     stop=loop.StopSignal(),
@@ -360,14 +361,57 @@ def test_the_cause_of_a_second_trace_is_named(tmp_path, monkeypatch):
     toy.run(tmp_path)
 
 
-def test_metrics_of_several_runs(tmp_path):
-  class Two(toy.Step):
-    def _step(self, base, state, batch):
-      state, metrics = super()._step(base, state, batch)
-      return state, {k: jnp.concatenate([v, 3 * v]) for k, v in metrics.items()}
+class Two(toy.Step):
+  """Two runs, of which the second has three times the loss and may fail."""
 
-  toy.run(tmp_path, step=Two())
-  row = json.loads((tmp_path / 'metrics.jsonl').read_text().splitlines()[0])
-  assert row['loss/1'] == pytest.approx(3 * row['loss/0'])
-  assert row['loss'] == pytest.approx(2 * row['loss/0'])
-  assert row['tokens'] == 256
+  def __init__(self, fail_second_at=-1):
+    super().__init__()
+    self._fail_second_at = fail_second_at
+
+  def _step(self, base, state, batch):
+    step = state['step']
+    state, metrics = super()._step(base, state, batch)
+    metrics = {k: jnp.concatenate([v, 3 * v]) for k, v in metrics.items()}
+    bad = jnp.array([False, True]) & (step == self._fail_second_at)
+    return state, metrics | {'nonfinite': bad}
+
+
+def test_metrics_of_several_runs_go_to_their_own_logs(tmp_path, monkeypatch):
+  logs = [log.RunLog(tmp_path / name, tensorboard=False) for name in 'ab']
+  run_loop, seen = loop.train, []
+  monkeypatch.setattr(loop, 'train', lambda *a, **k: run_loop(*a, **{**k, 'logs': logs}))
+
+  def failed(step, runs):
+    seen.append((step, runs))
+    logs[1] = None
+
+  toy.run(tmp_path / 'w', step=Two(fail_second_at=4), on_nonfinite=failed)
+  rows = [
+    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+    for name in 'ab'
+  ]
+  assert [len(one) for one in rows] == [toy.TOTAL, 4], 'a failed run is told of no more'
+  assert rows[1][0]['loss'] == pytest.approx(3 * rows[0][0]['loss'])
+  assert (rows[0][0]['tokens'], rows[1][0]['tokens']) == (64, 192)
+  assert (rows[0][0]['runs'], rows[0][-1]['runs']) == (2, 1)
+  assert seen == [(5, [1])]
+
+
+def test_the_loop_ends_when_no_run_is_left(tmp_path, monkeypatch):
+  logs = [log.RunLog(tmp_path, tensorboard=False)]
+  run_loop, steps = loop.train, []
+  monkeypatch.setattr(loop, 'train', lambda *a, **k: run_loop(*a, **{**k, 'logs': logs}))
+  failed = lambda step, runs: logs.__setitem__(0, None)
+  toy.run(tmp_path, step=toy.Step(fail_at=4), on_nonfinite=failed, on_step=steps.append)
+  assert steps == [0, 1, 2, 3, 4, 5], 'metrics are fetched one step late'
+
+
+def test_an_evaluation_that_is_stopped_saves_where_snapshots_do_not(tmp_path, monkeypatch):
+  def stopped(self, step, *rest):
+    if step == 8:
+      raise Interrupted('in the middle of an evaluation')
+
+  monkeypatch.setattr(Checkpoints, 'save_weights', stopped)
+  with pytest.raises(Interrupted, match='evaluation'):
+    toy.run(tmp_path, save_every=0, save_at_snapshots=False)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['8']

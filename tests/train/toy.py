@@ -85,11 +85,13 @@ def run(workdir, stop=None, *, size=64, save_every=3, step=None, on_step=lambda 
     if checkpoints.latest() is not None:
       start, state = checkpoints.restore(abstract(state))
 
-    def snapshot(state, step, epoch):
+    def snapshot(state, step):
       score = float(abs(state['trained']['w']).mean())
       checkpoints.save_weights(step, state['trained'], score)
       io.upsert_jsonl(
-        epath.Path(workdir) / 'rows.jsonl', [{'epoch': epoch, 'score': score}], key=('epoch',)
+        epath.Path(workdir) / 'rows.jsonl',
+        [{'epoch': SNAPSHOTS[step], 'score': score}],
+        key=('epoch',),
       )
 
     def batches(index):
@@ -104,7 +106,7 @@ def run(workdir, stop=None, *, size=64, save_every=3, step=None, on_step=lambda 
         batches,
         start_step=start,
         total_steps=TOTAL,
-        run_log=run_log,
+        logs=[run_log],
         progress=log.Progress(TOTAL, quiet=True),
         checkpoints=checkpoints,
         stop=stop,

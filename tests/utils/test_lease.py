@@ -168,6 +168,41 @@ def test_of_many_at_once_one_has_it(path, attempt):
   assert os.listdir(path.parent) == []
 
 
+def test_who_watches_never_waits(path):
+  """A holder elsewhere is dead once nothing changed for long enough under our own eyes."""
+  elsewhere(path, beat=0)
+  watch = lease.Watch()
+  take = lambda: lease.Lease(path, expiry_s=0.3, watch=watch)
+  with pytest.raises(lease.Held, match='far, process'):  # Its clock says 1970, which is no proof.
+    take().__enter__()
+  time.sleep(0.2)
+  elsewhere(path, beat=0, beats=1)
+  time.sleep(0.2)
+  with pytest.raises(lease.Held):  # It showed itself, though its clock stands.
+    take().__enter__()
+  time.sleep(0.35)
+  with take():
+    assert json.loads(path.read_text())['pid'] == os.getpid()
+  assert os.listdir(path.parent) == []
+
+
+def test_a_holder_says_how_long_it_may_be_silent(path):
+  elsewhere(path, expiry=60.0)
+  watch = lease.Watch()
+  for _ in range(3):
+    with pytest.raises(lease.Held):
+      lease.Lease(path, expiry_s=0.01, watch=watch).__enter__()
+    time.sleep(0.05)
+
+
+def test_who_slept_looks_before_the_next_beat(path):
+  with lease.Lease(path, beat_s=1000, expiry_s=0.1) as held:
+    elsewhere(path)
+    time.sleep(0.1)
+    with pytest.raises(lease.Held, match='far, process'):
+      held.check()
+
+
 def test_a_full_disk_is_told_at_the_start_and_borne_later(path, monkeypatch):
   def full(*_):
     raise UserError('the disk is full')

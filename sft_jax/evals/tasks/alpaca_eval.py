@@ -5,7 +5,8 @@ the judgments that name a winner. `alpaca_eval_v2-weighted` weights them by the 
 log-probabilities, as the official evaluator does but on OpenCompass's prompt; only where the judge
 tells them. The official length-controlled win rate needs `df_gamed.csv`, which is not part of the
 data, and is not computed: see `alpaca_eval_v2-length` and `-length-baseline` instead (characters).
-The published table does not say for certain which judge it used; `alpaca_eval_v2-judge` says ours.
+The published table's judge is said to be gpt-4o-2024-07-18, a name that no gpt-4o and one
+gpt-4o-mini has; under any other, columns name theirs: `alpaca_eval_v2-total@JUDGE`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,11 +86,11 @@ def grade_all(
 
 
 def summary(items: Sequence[Item], grades: Sequence[Grade | None]) -> dict[str, Any]:
-  """The weighted win rate, lengths and the judge; the published name only for the whole data."""
+  """The win rates, lengths and the judge."""
   given = [grade for grade in grades if grade]
   wins = [grade.scores['win'] for grade in given if 'win' in grade.scores]
   columns: dict[str, Any] = {'alpaca_eval_v2-missing': len(items) - len(wins)}
-  if wins and len(items) == _SIZE:
+  if wins:
     columns['alpaca_eval_v2-total'] = 100 * sum(wins) / len(wins)
   weighted = [grade.scores['weighted'] for grade in given if 'weighted' in grade.scores]
   if weighted:
@@ -112,6 +113,7 @@ BENCHMARK = Benchmark(
       max_new=1024,
       measures=('win', 'weighted'),
       released={0: 'alpaca_eval_v2-total'},
+      judge='gpt-4o-2024-07-18',
       judgments=1,
       summary=summary,
     )

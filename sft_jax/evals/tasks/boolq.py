@@ -4,8 +4,8 @@
 shots (SuperGLUE_BoolQ_gen_883d50, SuperGLUE_BoolQ_few_shot_gen_ba58ea): 'A' or 'B' is asked for
 and the first upper-case character counts, so 'Yes' is wrong. Its shots are questions 0, 2, 4, 6 and
 8 of the validation split itself; these five see their own answers, and count. `ll` takes the same,
-where lm-eval draws from train. At most 50 tokens are written, which OpenCompass sets for 5 shots
-only, so without shots an output whose first capital comes later is lost.
+where lm-eval draws from train. OpenCompass sets 50 new tokens for 5 shots; without shots it takes
+its command line's default, 256.
 Passages begin with 'Title -- '; files without are called 'boolq-notitle'.
 """
 
@@ -106,14 +106,14 @@ def _example(name: str, passage: str, question: str, truth: bool) -> Item:
 
 BENCHMARK = Benchmark(
   name='boolq',
-  version=1,
+  version=2,
   read=read,
   readings={
     'll': Choose(ask=ask_ll, choices=answers, grade=choose),
     'gen': Generate(
       ask=ask_gen,
       grade=grade,
-      max_new=50,
+      max_new=lambda shots: 50 if shots else 256,
       settled=extract.has_capital,
       released={0: 'BoolQ-0shot', 5: 'BoolQ-5shot'},
     ),

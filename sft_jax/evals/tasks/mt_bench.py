@@ -2,10 +2,13 @@
 
 Two countings of the same 160 judgments. `mtbench-*` is OpenCompass's, as in the published table:
 the rating of the second turn only, 80 of them. `mtbench160-*` is FastChat's: all 160. They are not
-comparable, nor are two judges: `mtbench-judge` tells which, and the published table's was
-gpt-4o-2024-08-06. A judgment without a rating is missing, which both tools drop from the mean.
+comparable, nor are two judges, so another than the published table's is named in the columns:
+`mtbench-total@JUDGE`; nor two wordings of what it is asked ('-judged1a2b3c4d'). A judgment without
+a rating is missing, which both tools drop from the mean.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +23,12 @@ from sft_jax.evals.benchmark import (
   Round,
   Services,
 )
+from sft_jax.evals.tasks import variants
 from sft_jax.utils.errors import UserError
 
 _SIZE = 80
+# The published table's judge, and a hash of FastChat's prompts, which it was asked with.
+_JUDGE, _WORDING = 'gpt-4o-2024-08-06', 'f3153a7d'
 _TEMPERATURES = {'writing': 0.7, 'roleplay': 0.7, 'stem': 0.1, 'humanities': 0.1}
 _EXACT = ('reasoning', 'math', 'coding')  # Judged beside GPT-4's answers.
 _CATEGORIES = (*_TEMPERATURES, *_EXACT, 'extraction')
@@ -35,7 +41,9 @@ def read(files: Files) -> tuple[list[Item], list[Item]]:
   for row, source in files.rows('mt_bench/reference_answer/gpt-4.jsonl'):
     references[parse.whole(row, 'question_id', source)] = _reference(row, source)
   rows = files.rows('mt_bench/question.jsonl')
-  return [_item(row, source, prompts, references) for row, source in rows], []
+  items = [_item(row, source, prompts, references) for row, source in rows]
+  wording = hashlib.sha256(json.dumps(sorted(prompts.items())).encode()).hexdigest()[:8]
+  return variants.marked(items, '' if wording == _WORDING else f'mt_bench-judged{wording}'), []
 
 
 def _reference(row: Mapping[str, Any], source: str) -> list[str]:
@@ -124,11 +132,9 @@ def _grade(first: str | None, second: str | None, name: str) -> Grade | None:
 
 
 def summary(items: Sequence[Item], grades: Sequence[Grade | None]) -> dict[str, Any]:
-  """Means by category in both countings; the published names only for the published data."""
+  """Means by category in both countings."""
   columns: dict[str, Any] = {}
-  countings: dict[str, tuple[str, ...]] = {'mtbench160': ('turn1', 'turn2')}
-  if len(items) == _SIZE:
-    countings['mtbench'] = ('turn2-oc',)
+  countings = {'mtbench160': ('turn1', 'turn2'), 'mtbench': ('turn2-oc',)}
   for prefix, measures in countings.items():
     ratings: dict[str, list[float]] = {}
     for item, grade in zip(items, grades, strict=True):
@@ -157,6 +163,7 @@ BENCHMARK = Benchmark(
       measures=('turn2-oc', 'turn1', 'turn2'),
       percent=False,
       released={0: 'mtbench-total'},
+      judge=_JUDGE,
       judgments=2,
       summary=summary,
     )
@@ -182,4 +189,5 @@ BENCHMARK = Benchmark(
   ),
   prompt_hash={'gen': '86569ebc23e4'},
   licence='Apache-2.0',
+  variant=variants.variant,
 )

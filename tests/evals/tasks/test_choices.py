@@ -187,7 +187,7 @@ def test_means_of_exams():
       'mmlu-0shot',
       'cmmlu-0shot',
     ),
-    *('jmmlu-0shot', 'Truthful_QA-0shot'),
+    'Truthful_QA-0shot',
   }
 
 
@@ -316,6 +316,12 @@ def test_ends_of_prompts_and_messages():
   assert prompts.raw_text(mmlu.ask_gen(item, shots)).endswith('\nD. Four\nAnswer: ')
   item, shots = boolq.BENCHMARK.example
   assert '\nAnswer:\nB\nTin -- ' in prompts.raw_text(boolq.ask_gen(item, shots))
+
+
+def test_how_much_is_written_for_boolq():
+  """OpenCompass says 50 in the configuration with shots, and leaves its default without."""
+  reading = boolq.BENCHMARK.readings['gen']
+  assert [reading.most_new(shots) for shots in (0, 1, 5)] == [256, 50, 50]
 
 
 def test_leaked_shots_of_boolq(real):

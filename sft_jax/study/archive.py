@@ -1,0 +1,195 @@
+"""The room a study takes: what is used, a quota, and what of finished runs is kept.
+
+Works on files alone, of one run's workdir or of a study's. Not for making weights small:
+`delta.py`; not for what leaves: `release.py`.
+"""
+
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_jax import results
+from sft_jax.study.delta import SUFFIX
+from sft_jax.utils import io
+from sft_jax.utils.errors import UserError
+
+# What of finished runs is kept: all; of weights of snapshots the best and the last; no weights.
+POLICIES = ('all', 'best-last', 'none')
+# Scores that decide which snapshot is best, lower first; the first one there is counts.
+BEST_BY = ('ppl-heldout-response', 'ppl-heldout')
+# Directory or beginning of a name, below a run or cohort -> kind. The first that fits counts.
+_KINDS = {
+  'checkpoints': 'training state',
+  'weights': 'weights',
+  'export': 'exports',
+  'release': 'releases',
+  'samples': 'answers',
+  'answers': 'answers',
+  'metrics.jsonl': 'logs',
+  'events.out': 'logs',
+  'report': 'tables',
+  'results': 'tables',
+}
+KINDS = (*dict.fromkeys(_KINDS.values()), 'deltas', 'records')
+# What is on its way out; a kill may leave it.
+_GOING = '.removed-'
+
+
+@dataclasses.dataclass
+class Use:
+  """Bytes and files of one kind."""
+
+  bytes: int = 0
+  files: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Quota:
+  """What a workdir may take; 0 sets no limit. Files count directories too, as inodes do."""
+
+  bytes: int = 0
+  files: int = 0
+
+  def require(
+    self, workdir: str | os.PathLike[str], bytes: int, files: int = 1, what: str = ''
+  ) -> None:
+    """Makes sure that so much more has room; call it before anything is written.
+
+    Args:
+      workdir: Of the study, or of a run that stands alone.
+      bytes: About to be written.
+      files: Likewise.
+      what: For the message, such as 'the export of run 1a2b'.
+
+    Raises:
+      UserError: the quota, or the disk, would be exceeded.
+    """
+    uses = usage(workdir) if self.bytes or self.files else {}
+    used = Use(sum(u.bytes for u in uses.values()), sum(u.files for u in uses.values()))
+    largest = max(uses, key=lambda kind: uses[kind].bytes, default='')
+    how = f'raise the quota, keep less (all | best-last | none), or remove {largest}, the largest'
+    for unit, limit, has, more in (
+      ('bytes', self.bytes, used.bytes, bytes),
+      ('files', self.files, used.files, files),
+    ):
+      if limit and has + more > limit:
+        raise UserError(
+          f'{what or "what comes next"} takes {_number(more, unit)}, and of the quota of '
+          f'{_number(limit, unit)} {_number(max(limit - has, 0), unit)} are left',
+          str(workdir),
+          how,
+        )
+    if bytes > (free := io.free_bytes(workdir)):
+      raise UserError(
+        f'{what or "what comes next"} takes {_number(bytes, "bytes")}, and '
+        f'{_number(free, "bytes")} are free on the disk',
+        str(workdir),
+        'free space or choose another --workdir',
+      )
+
+
+def usage(workdir: str | os.PathLike[str]) -> dict[str, Use]:
+  """{kind: what it takes}, of all `KINDS`; the files of runs at work may come and go meanwhile."""
+  root = os.fspath(workdir)
+  found = {kind: Use() for kind in KINDS}
+  for directory, inner, files in os.walk(root):
+    below = Path(os.path.relpath(directory, root)).parts
+    for name in inner:
+      found[_kind((*below, name))].files += 1
+    for name in files:
+      use = found[_kind((*below, name))]
+      try:
+        use.bytes += os.lstat(os.path.join(directory, name)).st_size
+        use.files += 1
+      except FileNotFoundError:
+        continue
+  return found
+
+
+def lines(uses: Mapping[str, Use]) -> list[str]:
+  """A table of `usage`, the largest first, and the sum."""
+  shown = sorted((u.bytes, kind, u.files) for kind, u in uses.items() if u.files)[::-1]
+  total = Use(sum(u.bytes for u in uses.values()), sum(u.files for u in uses.values()))
+  rows = [*shown, (total.bytes, 'together', total.files)]
+  return [
+    f'{kind:<15}{_number(size, "bytes"):>10}  {files:>8,} files' for size, kind, files in rows
+  ]
+
+
+def _kind(parts: tuple[str, ...]) -> str:
+  if parts[-1].endswith(SUFFIX):
+    return 'deltas'
+  if parts[0] in ('runs', 'cohorts') and len(parts) > 2:
+    cohort, parts = parts[0] == 'cohorts', parts[2:]
+    # A cohort keeps training state and a few small files of its own.
+    if cohort and len(parts) > 1:
+      return 'training state'
+  return next((kind for start, kind in _KINDS.items() if parts[0].startswith(start)), 'records')
+
+
+def _number(value: int, unit: str) -> str:
+  if unit == 'files':
+    return f'{value:,} {unit}'
+  power = min(int(math.log10(max(value, 1)) / 3), 4)
+  return f'{value / 1000**power:.3g} {("B", "kB", "MB", "GB", "TB")[power]}'
+
+
+def retain(run_dir: str | os.PathLike[str], policy: str) -> Use:
+  """Removes what a finished run need not keep; doing it again changes nothing.
+
+  Its training state goes in any case. Rows, config, samples and logs always stay.
+
+  Args:
+    run_dir: A run's workdir; one that is not finished is left as it is.
+    policy: One of `POLICIES`; exports and deltas go only with 'none'.
+
+  Returns:
+    What was freed.
+
+  Raises:
+    UserError: an unknown policy, or it cannot be removed.
+  """
+  if policy not in POLICIES:
+    raise UserError(f'unknown policy {policy!r}', 'retention', f'use {", ".join(POLICIES)}')
+  run, freed = Path(run_dir), Use()
+  if not (run / 'done.json').exists():
+    return freed
+  going = [run / 'checkpoints']
+  weights = run / 'weights'
+  steps = (
+    sorted(int(p.name) for p in weights.iterdir() if p.name.isdigit()) if weights.is_dir() else []
+  )
+  if policy == 'none':
+    going += [weights, run / 'export']
+  elif policy == 'best-last':
+    kept = {*steps[-1:], best_step(io.read_jsonl(run / 'rows.jsonl'), steps)}
+    going += [weights / str(step) for step in steps if step not in kept]
+  with io.explain_os_errors(run):
+    left = [path for place in (run, weights) if place.is_dir() for path in place.iterdir()]
+    for path in [*going, *(path for path in left if path.name.startswith(_GOING))]:
+      if not path.exists():
+        continue
+      for use in usage(path).values():
+        freed.bytes, freed.files = freed.bytes + use.bytes, freed.files + use.files
+      freed.files += 1
+      # Gone at once for every reader, however long it takes.
+      out = path if path.name.startswith(_GOING) else path.with_name(f'{_GOING}{path.name}')
+      if out != path:
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(path, out)
+      shutil.rmtree(out)
+  return freed
+
+
+def best_step(rows: list[results.Row], steps: list[int]) -> int | None:
+  """Of `steps`, the one of the lowest held-out perplexity (the latest of equals), or None."""
+  held: dict[int, Any] = {row['step']: row for row in rows if row['step'] in steps}
+  for column in BEST_BY:
+    scored = [s for s in held if isinstance(held[s].get(column), (int, float))]
+    if scored:
+      return min(scored, key=lambda step: (held[step][column], -step))
+  return None

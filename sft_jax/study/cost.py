@@ -1,0 +1,279 @@
+"""What a study will take, and whether its runs are comparable, from plain numbers.
+
+Nothing is loaded here: sizes of models and lengths of data are given by whoever knows them; what
+is not known is named. Not for measuring: numbers here are counted, not timed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_jax.study import licences, plan
+from sft_jax.utils import chips
+from sft_jax.utils.errors import UserError
+
+# Runs count as equal within this share: examples and steps can be made equal, token counts only
+# nearly so.
+TOLERANCE = {'examples': 0.0, 'steps': 0.0, 'supervised': 0.05, 'flops': 0.05}
+_BYTES = {'float32': 4, 'bfloat16': 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSize:
+  """Sizes of a base model.
+
+  Attributes:
+    params: Parameters.
+    matmul: Of them, those that multiply activations: with the head, without the embedding.
+    layers: Decoder layers.
+    width: Heads × size of a head.
+    adapter_a_rank: Parameters of an adapter of rank 1 on the run's targets.
+    licence: As published; '' if unknown.
+  """
+
+  params: int
+  matmul: int
+  layers: int
+  width: int
+  adapter_a_rank: int
+  licence: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSize:
+  """Counts of the training data of a run, one pass.
+
+  Attributes:
+    examples: Examples that are trained on.
+    tokens: Their tokens; 0 if unknown.
+    supervised: Those with a loss; 0 if unknown.
+  """
+
+  examples: int
+  tokens: int = 0
+  supervised: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What is known before anything is loaded; what lacks is counted as unknown.
+
+  Attributes:
+    models: {`model.path`: sizes}.
+    data: {run key: counts}, once prepared; else `data.size` is taken for the examples.
+    data_licences: {data set or path: licence}, of every part of a mixture.
+  """
+
+  models: Mapping[str, ModelSize] = dataclasses.field(default_factory=dict)
+  data: Mapping[str, DataSize] = dataclasses.field(default_factory=dict)
+  data_licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a study will take. A number that some run lacks is None.
+
+  Attributes:
+    runs: Runs.
+    snapshots: Trained snapshots that are evaluated: rows without the bases'.
+    bases: Bases, each evaluated once.
+    cohorts: Programs' worth of runs, one after another on one machine.
+    programs: Training programs to compile, at least: data of other lengths may want others.
+    steps: Optimiser steps, a cohort's steps counted once.
+    examples: Examples passed, all epochs.
+    tokens: Their tokens.
+    supervised: Those with a loss.
+    flops: Training FLOPs (`chips.flops_per_token`), without what rematerialisation repeats.
+    weight_bytes: Weights of the snapshots that `checkpoint.keep_weights` keeps.
+    delta_bytes: The same as bfloat16 differences to the base; adapters as they are.
+    licence: The strictest licence of all models and data, and whose it is.
+    unknown: What was not known, in words.
+  """
+
+  runs: int
+  snapshots: int
+  bases: int
+  cohorts: int
+  programs: int
+  steps: int | None
+  examples: int | None
+  tokens: int | None
+  supervised: int | None
+  flops: float | None
+  weight_bytes: int | None
+  delta_bytes: int | None
+  licence: str
+  unknown: tuple[str, ...]
+
+
+def cost(study: plan.Study, sizes: Sizes) -> Cost:
+  """Adds up a study.
+
+  Args:
+    study: The study.
+    sizes: What is known.
+  """
+  runs = study.runs
+  passed = [passes(run, sizes) for run in runs]
+  kept = [_kept(run, sizes) for run in runs]
+  weights = [_weight_bytes(run, sizes) for run in runs]
+  bases = list(dict.fromkeys(run.spec.base for run in runs))
+  steps = [
+    _most([run.steps(n)[1] if (n := examples_of(run, sizes)) else None for run in cohort.runs])
+    for cohort in study.cohorts
+  ]
+  named = {f'model {base}': sizes.models[base].licence for base in bases if base in sizes.models}
+  named |= {f'data {data}': licence for data, licence in sizes.data_licences.items()}
+  return Cost(
+    runs=len(runs),
+    snapshots=sum(len(run.snapshots(examples_of(run, sizes))) for run in runs),
+    bases=len(bases),
+    cohorts=len(study.cohorts),
+    programs=len({_program(cohort) for cohort in study.cohorts}),
+    steps=_sum(steps),
+    examples=_sum([p.examples or None for p in passed]),
+    tokens=_sum([p.tokens or None for p in passed]),
+    supervised=_sum([p.supervised or None for p in passed]),
+    flops=_sum([flops(run, sizes) for run in runs]),
+    weight_bytes=_sum([_times(n, size) for n, (size, _) in zip(kept, weights, strict=True)]),
+    delta_bytes=_sum([_times(n, size) for n, (_, size) in zip(kept, weights, strict=True)]),
+    licence=licences.strictest(named),
+    unknown=tuple(_unknown(runs, sizes, named)),
+  )
+
+
+def examples_of(run: plan.Planned, sizes: Sizes) -> int:
+  """Training examples of a run: as prepared, else as planned; 0 if unknown."""
+  return sizes.data[run.key].examples if run.key in sizes.data else run.spec.data_size
+
+
+def passes(run: plan.Planned, sizes: Sizes) -> DataSize:
+  """What a run passes in all epochs; a part of an epoch has its share of the tokens. 0: unknown."""
+  count = examples_of(run, sizes)
+  if not count:
+    return DataSize(0)
+  per_epoch, total = run.steps(count)
+  whole, rest = divmod(total, per_epoch)
+  examples = whole * count + min(rest * run.spec.batch_size, count)
+  once = sizes.data[run.key] if run.key in sizes.data else DataSize(count)
+  return DataSize(
+    examples, round(once.tokens * examples / count), round(once.supervised * examples / count)
+  )
+
+
+def flops(run: plan.Planned, sizes: Sizes) -> float | None:
+  """Training FLOPs of a run; None where the model or its tokens are unknown."""
+  passed = passes(run, sizes)
+  if run.spec.base not in sizes.models or not passed.tokens:
+    return None
+  size = sizes.models[run.spec.base]
+  adapter = size.adapter_a_rank * run.spec.rank if run.spec.method == 'lora' else None
+  length = passed.tokens / passed.examples
+  return passed.tokens * chips.flops_per_token(
+    size.matmul, size.layers, size.width, length, adapter
+  )
+
+
+def comparability(study: plan.Study, sizes: Sizes | None = None) -> str:
+  """Holds a study to `config.study.equal`; says in a sentence what was checked.
+
+  examples: examples passed in all epochs; steps: optimiser steps; supervised: tokens with a loss;
+  flops: training FLOPs. All runs must agree within TOLERANCE, whatever factors they differ in, so
+  that a difference between two of them is not one of how much they were trained. The planned
+  numbers are checked first, the actual ones once the data are prepared.
+
+  Args:
+    study: The study.
+    sizes: What is known.
+
+  Raises:
+    UserError: two runs that are not equal.
+  """
+  rule, sizes = study.config.study.equal, sizes or Sizes()
+  if rule == 'none':
+    return 'runs may differ in how much they are trained (config.study.equal=none)'
+  amounts = {run.name: _amount(rule, run, sizes) for run in study.runs}
+  known = {name: amount for name, amount in amounts.items() if amount}
+  if known:
+    least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    if known[most] - known[least] > TOLERANCE[rule] * known[most]:
+      raise UserError(
+        f'{rule} are not equal: {_short(known[least])} in {least}, {_short(known[most])} in {most}',
+        f'config.study.equal={rule}',
+        'make them equal by data.size, train.epochs or train.batch_size, or set it to none',
+      )
+  left = len(amounts) - len(known)
+  later = f'; of {left} runs it is told once their data are prepared' if left else ''
+  within = f' within {TOLERANCE[rule]:.0%}' if TOLERANCE[rule] else ''
+  return f'{rule} are equal{within} in {len(known)} runs{later}'
+
+
+def _amount(rule: str, run: plan.Planned, sizes: Sizes) -> float | None:
+  if rule == 'flops':
+    return flops(run, sizes)
+  if rule == 'steps':
+    count = examples_of(run, sizes)
+    return run.steps(count)[1] if count else None
+  passed = passes(run, sizes)
+  return passed.examples if rule == 'examples' else passed.supervised
+
+
+def _short(number: float) -> str:
+  return f'{number:,.0f}' if number < 1e9 else f'{number:.4g}'
+
+
+def _kept(run: plan.Planned, sizes: Sizes) -> int:
+  """Snapshots whose weights are kept at the end."""
+  count = len(run.snapshots(examples_of(run, sizes)))
+  return {'all': count, 'best': min(count, 2), 'last': 1, 'none': 0}[
+    run.config.checkpoint.keep_weights
+  ]
+
+
+def _weight_bytes(run: plan.Planned, sizes: Sizes) -> tuple[int | None, int | None]:
+  """Bytes of one snapshot's weights: (as they are trained, as a difference to the base)."""
+  if run.spec.base not in sizes.models:
+    return None, None
+  size = sizes.models[run.spec.base]
+  if run.spec.method == 'lora':
+    adapter = size.adapter_a_rank * run.spec.rank * _BYTES['float32']
+    return adapter, adapter
+  return size.params * _BYTES[run.spec.param_dtype], size.params * _BYTES['bfloat16']
+
+
+def _program(cohort: plan.Cohort) -> tuple[Any, ...]:
+  """What one compiled training step serves."""
+  # The last part tells full fine-tunes apart, which only contents and traced values do.
+  static = plan.program_key(cohort.runs[0])[:-1]
+  specs = [run.spec for run in cohort.runs]
+  rank = max(spec.rank for spec in specs) if specs[0].method == 'lora' else 0
+  dropout = any(spec.dropout for spec in specs) if specs[0].method == 'lora' else False
+  batch, length = max(s.batch_size for s in specs), max(s.max_length for s in specs)
+  return (*static, len(specs), rank, dropout, batch, length)
+
+
+def _unknown(runs: Sequence[plan.Planned], sizes: Sizes, licence: Mapping[str, str]) -> list[str]:
+  models = dict.fromkeys(run.spec.base for run in runs if run.spec.base not in sizes.models)
+  no_size = sum(not examples_of(run, sizes) for run in runs)
+  no_tokens = sum(not passes(run, sizes).tokens for run in runs)
+  return [
+    *([f'sizes of {len(models)} models, such as {next(iter(models))}'] if models else []),
+    *([f'the number of examples of {no_size} runs (data.size is 0)'] if no_size else []),
+    *([f'the tokens of {no_tokens} runs (their data are not prepared)'] if no_tokens else []),
+    *(f'the licence of {name}' for name, text in licence.items() if not text),
+  ]
+
+
+def _sum(values: Sequence[Any]) -> Any:
+  """Their sum; None where one is."""
+  return None if any(value is None for value in values) else sum(values)
+
+
+def _most(values: Sequence[int | None]) -> int | None:
+  known = [value for value in values if value is not None]
+  return max(known) if len(known) == len(values) else None
+
+
+def _times(count: int, size: int | None) -> int | None:
+  return 0 if not count else None if size is None else math.prod((count, size))

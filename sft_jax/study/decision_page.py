@@ -1,0 +1,181 @@
+"""A decision as one page (HTML, complete in itself) and as Markdown, from its plain values.
+
+Not for deciding: `choose.py`, whose `as_json` these are made of.
+"""
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_jax.utils import io
+
+_STYLE = (
+  'body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}'
+  'table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;text-align:left;'
+  'border-bottom:1px solid #ddd;vertical-align:top}pre{white-space:pre-wrap;background:#f6f6f6;'
+  'padding:.6em;overflow-wrap:anywhere}.pair{display:flex;gap:1em}.pair>div{flex:1;min-width:0}'
+  'h1{font-size:1.6em}.answer{font-size:1.3em}svg text{font:12px system-ui,sans-serif}'
+)
+_COLOURS = ('#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22')
+_HEAD = ('candidate', 'gain, points (95 %)', 'at', 'runs', 'of it form', 'guards', 'licence', '')
+_WIDTH, _HEIGHT = 640, 280
+
+
+def write(
+  directory: str,
+  decision: Mapping[str, Any],
+  *,
+  licences: Mapping[str, str] | None = None,
+  command: str = '',
+  examples: Sequence[Mapping[str, str]] = (),
+  unit: str = '',
+) -> str:
+  """Writes `decision.html`, `.md` and `.json`; returns the page's path.
+
+  Args:
+    directory: Where to.
+    decision: From `choose.as_json`.
+    licences: {candidate: licence of its data}.
+    command: What trains the chosen recipe in full; '' for none.
+    examples: Outputs side by side: {'prompt', 'base', 'chosen'} each.
+    unit: Of costs, such as 'GPU hours'.
+
+  Raises:
+    UserError: they cannot be written.
+  """
+  more = {'licences': dict(licences or {}), 'command': command, 'unit': unit}
+  value = {**decision, **more, 'examples': [dict(one) for one in examples]}
+  page = os.path.join(directory, 'decision.html')
+  io.write_json_atomic(os.path.join(directory, 'decision.json'), value)
+  io.write_text_atomic(os.path.join(directory, 'decision.md'), markdown(value))
+  io.write_text_atomic(page, html_page(value))
+  return page
+
+
+def answer(value: Mapping[str, Any]) -> str:
+  """The decision in a sentence."""
+  if value['decision'] == 'none beats the base':
+    return 'None of the candidates is shown to beat the base.'
+  pick = _found(value, value['pick']['candidate'])
+  gain = f'{pick["candidate"]} gains {_interval(pick["gain"])} points over the base'
+  if value['decision'] == 'winner':
+    return f'Train on {pick["candidate"]}: it wins. {gain}.'
+  names = ', '.join(one['candidate'] for one in value['members'])
+  open_ = [one['candidate'] for one in value['open']]
+  left = f' Dropped for the budget before that was settled: {", ".join(open_)}.' if open_ else ''
+  return f'A tie: the best is among {names}. Of them {gain}, the most expected.{left}'
+
+
+def cost(value: Mapping[str, Any]) -> str:
+  """What was spent, in a sentence."""
+  unit = f' {value["unit"]}' if value['unit'] else ''
+  share = value['spent'] / value['full-cost'] if value['full-cost'] else 0.0
+  most = f' of the {value["budget"]:.4g} given' if value['budget'] is not None else ''
+  return (
+    f'It cost {value["spent"]:.4g}{unit}{most}; training everything at full size would cost '
+    f'{value["full-cost"]:.4g} ({share:.0%} of that was spent).'
+  )
+
+
+def _found(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  return next(one for one in value['candidates'] if one['candidate'] == name)
+
+
+def _interval(gain: Mapping[str, float] | None) -> str:
+  if gain is None:
+    return ''
+  return f'{gain["mean"]:+.1f} ({gain["low"]:+.1f} to {gain["high"]:+.1f})'
+
+
+def _cells(value: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
+  rate = f' at {one["learning-rate"]:g}' if one['learning-rate'] else ''
+  member = any(other['candidate'] == one['candidate'] for other in value['members'])
+  guards = '; '.join(f'{task} {_interval(gain)}' for task, gain in one['guards'].items())
+  return [
+    f'{one["candidate"]}{rate}',
+    _interval(one['gain']),
+    one['rung'] or '',
+    str(one['runs'] or ''),
+    '' if one['form'] is None else f'{one["form"]:+.1f}',
+    guards,
+    value['licences'].get(one['candidate'], ''),
+    'named' if member else one['why'],
+  ]
+
+
+def markdown(value: Mapping[str, Any]) -> str:
+  """The decision as Markdown; takes what `write` writes as JSON."""
+  clean = lambda cell: cell.replace('|', '\\|').replace('\n', ' ')
+  row = lambda cells: f'| {" | ".join(map(clean, cells))} |'
+  out = ['# Which data to train on', '', answer(value), '', cost(value), '']
+  out += [row(_HEAD), row(['---'] * len(_HEAD))]
+  out += [row(_cells(value, one)) for one in value['candidates']]
+  out += ['', *(f'- {fact}' for fact in (*value['facts'], *value['steps']))]
+  if value['command']:
+    out += ['', 'To train it in full:', '', '```sh', value['command'], '```']
+  return '\n'.join(out) + '\n'
+
+
+def html_page(value: Mapping[str, Any]) -> str:
+  """The decision as a page that loads nothing; takes what `write` writes as JSON."""
+  escape = html.escape
+  cells = lambda row, tag: ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)
+  rows = ''.join(f'<tr>{cells(_cells(value, one), "td")}</tr>\n' for one in value['candidates'])
+  out = [
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+    # Nothing is loaded and no script runs, whatever a model wrote.
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+    f'<title>Which data to train on</title><style>{_STYLE}</style></head><body>',
+    f'<h1>Which data to train on</h1>\n<p class="answer">{escape(answer(value))}</p>',
+    f'<p>{escape(cost(value))}</p>',
+    f'<table><tr>{cells(_HEAD, "th")}</tr>\n{rows}</table>',
+    f'<h2>The race</h2>\n{_curves(value)}',
+    ''.join(f'<p>{escape(text)}</p>\n' for text in (*value['facts'], *value['steps'])),
+  ]
+  if value['command']:
+    out.append(f'<h2>To train it in full</h2>\n<pre>{escape(value["command"])}</pre>')
+  if value['examples']:
+    out.append('<h2>What they write</h2>')
+  for one in value['examples']:
+    sides = ''.join(
+      f'<div>{name}<pre>{escape(one[name])}</pre></div>' for name in ('base', 'chosen')
+    )
+    out.append(f'<pre>{escape(one["prompt"])}</pre><div class="pair">{sides}</div>')
+  return '\n'.join([*out, '</body></html>\n'])
+
+
+def _curves(value: Mapping[str, Any]) -> str:
+  """Gain of every candidate at every rung, with 95 % intervals, as SVG."""
+  rungs = list(dict.fromkeys(at['rung'] for one in value['candidates'] for at in one['curve']))
+  points = [at for one in value['candidates'] for at in one['curve']]
+  if not points:
+    return ''
+  low = min(0.0, *(at['low'] for at in points))
+  high = max(0.0, *(at['high'] for at in points))
+  scale = (_HEIGHT - 40) / max(high - low, 1e-9)
+  across = lambda rung, i: 60 + (rungs.index(rung) + 0.5) * (_WIDTH - 220) / len(rungs) + 4 * i
+  down = lambda gain: 10 + (high - gain) * scale
+  parts = [
+    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="gains by rung">',
+    f'<line x1="50" x2="{_WIDTH - 160}" y1="{down(0):.1f}" y2="{down(0):.1f}" stroke="#999"/>',
+    f'<text x="4" y="{down(0) + 4:.1f}">base</text>',
+    f'<text x="4" y="{down(high) + 10:.1f}">{high:+.0f}</text>',
+    *(
+      f'<text x="{across(r, 0) - 20:.1f}" y="{_HEIGHT - 6}">{html.escape(r)}</text>' for r in rungs
+    ),
+  ]
+  for i, one in enumerate(value['candidates']):
+    colour = _COLOURS[i % len(_COLOURS)]
+    path = [(across(at['rung'], i), at) for at in one['curve']]
+    if not path:
+      continue
+    line = ' '.join(f'{x:.1f},{down(at["mean"]):.1f}' for x, at in path)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    for x, at in path:
+      ends = f'y1="{down(at["low"]):.1f}" y2="{down(at["high"]):.1f}"'
+      parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour}"/>')
+    name = html.escape(one['candidate'])
+    parts.append(f'<text x="{_WIDTH - 150}" y="{20 + 16 * i}" fill="{colour}">{name}</text>')
+  return '\n'.join([*parts, '</svg>'])

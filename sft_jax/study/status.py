@@ -1,0 +1,192 @@
+"""How far a study is, read from its files alone, so from any machine and beside any work."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from sft_jax.study.directory import Json, StudyDirectory, StudyRecord
+from sft_jax.utils import io, lease, log
+
+# A last line of metrics.jsonl is shorter, even of a large cohort.
+_TAIL_BYTES = 1 << 16
+_SHOWN_FAILURES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortState:
+  """How far one cohort is.
+
+  Attributes:
+    key: Of the cohort.
+    state: done | failed (nothing left to do, some runs were given up) | running | silent (its
+      worker, elsewhere, gives no sign) | waiting.
+    runs: Number of runs.
+    done: Of them, complete.
+    failed: Of them, given up.
+    steps: Steps done of the part at work.
+    total: Steps of that part; 0 if not known.
+    left_s: Seconds left of that part, or None.
+    spent_s: Seconds worked on it so far.
+    worker: Who works on it, '' if nobody.
+    silent_s: Seconds since the worker's last sign of life, or None.
+    attempts: Attempts that ended in a failure or without a word.
+  """
+
+  key: str
+  state: str
+  runs: int
+  done: int
+  failed: int
+  steps: int = 0
+  total: int = 0
+  left_s: float | None = None
+  spent_s: float = 0.0
+  worker: str = ''
+  silent_s: float | None = None
+  attempts: int = 0
+
+
+def cohort_state(place: StudyDirectory, key: str, runs: Sequence[str]) -> CohortState:
+  """Reads how far a cohort is."""
+  done = sum(place.finished(run) for run in runs)
+  failed = sum(place.settled(run) for run in runs) - done
+  steps, total, left = _progress(place, key, runs)
+  past = _log(place, key)
+  bad = sum(entry['end'] in ('failed', 'died') for entry in past)
+  spent = sum(entry['seconds'] for entry in past)
+  state = CohortState(
+    key, 'waiting', len(runs), done, failed, steps, total, None, spent, '', None, bad
+  )
+  if done + failed == len(runs):
+    return dataclasses.replace(state, state='failed' if failed else 'done')
+  holder = lease.holder(place.lease(key))
+  if holder is None:
+    return state
+  return dataclasses.replace(
+    state,
+    state='silent' if holder['expired'] else 'running',
+    left_s=left,
+    worker=f'{holder["host"]}, process {holder["pid"]}',
+    silent_s=holder['silent-s'],
+  )
+
+
+def cohort_states(place: StudyDirectory, record: StudyRecord) -> list[CohortState]:
+  """Of all cohorts, in the study's order."""
+  return [cohort_state(place, key, runs) for key, runs in record.cohorts.items()]
+
+
+def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
+  """Lines for people, and the same as JSON.
+
+  Raises:
+    UserError: no study is there, or it cannot be read.
+  """
+  place = StudyDirectory(workdir)
+  record = place.record()
+  states = cohort_states(place, record)
+  failures = {
+    run: why for run in record.names if (why := place.failure(run)) and not place.finished(run)
+  }
+  value = {
+    'workdir': os.fspath(workdir),
+    'runs': sum(s.runs for s in states),
+    'done': sum(s.done for s in states),
+    'failed': sum(s.failed for s in states),
+    'running-cohorts': sum(s.state == 'running' for s in states),
+    'seconds-left': seconds_left(states),
+    'cohorts': [dataclasses.asdict(s) for s in states],
+    'failures': [{'run': run, 'name': record.names[run], **why} for run, why in failures.items()],
+  }
+  lines = [line(s) for s in states] + [summary(states)]
+  for run, why in list(failures.items())[:_SHOWN_FAILURES]:
+    lines.append(f'failed  {record.names[run]} ({run}): {why["reason"]}')
+  if more := len(failures) - _SHOWN_FAILURES:
+    lines += [f'and {more} more, in {place.path / "failures.csv"}'] if more > 0 else []
+  return lines, value
+
+
+def line(state: CohortState) -> str:
+  """One cohort, in one line."""
+  runs = 'run' if state.runs == 1 else 'runs'
+  parts = [f'{state.done}/{state.runs} {runs} done']
+  if state.failed:
+    parts.append(f'{state.failed} failed')
+  if state.state in ('running', 'silent'):
+    if state.total:
+      parts.append(f'step {state.steps}/{state.total} ({state.steps / state.total:.0%})')
+    elif state.steps:
+      parts.append(f'step {state.steps}')
+    if state.left_s is not None:
+      parts.append(f'{log.clock(state.left_s)} left')
+    parts.append(f'{state.worker}, last sign {state.silent_s:.0f} s ago')
+  if state.attempts:
+    parts.append(f'{state.attempts} failed attempts')
+  return f'{state.state:<8}{state.key}  {", ".join(parts)}'
+
+
+def summary(states: Sequence[CohortState]) -> str:
+  """The study, in one line."""
+  runs, done = sum(s.runs for s in states), sum(s.done for s in states)
+  failed, running = sum(s.failed for s in states), sum(s.state == 'running' for s in states)
+  parts = [f'{done} of {runs} runs done']
+  if failed:
+    parts.append(f'{failed} failed')
+  if done + failed < runs:
+    parts.append(f'{running} of {len(states)} cohorts at work')
+    left = seconds_left(states)
+    if left is not None:
+      parts.append(f'about {log.clock(left)} left')
+  return ', '.join(parts)
+
+
+def seconds_left(states: Sequence[CohortState]) -> float | None:
+  """Time to the end at today's number of workers; cohorts not begun count as the mean of others.
+
+  None where nothing is at work or no cohort's time is known.
+  """
+  open_ = [s for s in states if s.state not in ('done', 'failed')]
+  if not open_:
+    return 0.0
+  workers = sum(s.state == 'running' for s in open_)
+  known = [s.spent_s for s in states if s.state == 'done' and s.spent_s]
+  known += [s.left_s / (1 - s.steps / s.total) for s in open_ if s.left_s and 0 < s.steps < s.total]
+  if not workers or not known:
+    return None
+  mean = sum(known) / len(known)
+  return sum(mean if s.left_s is None else s.left_s for s in open_) / workers
+
+
+def _progress(
+  place: StudyDirectory, key: str, runs: Sequence[str]
+) -> tuple[int, int, float | None]:
+  """(steps done, steps in all or 0, seconds left or None)."""
+  file = place.cohort(key) / 'progress.json'
+  if file.exists():
+    held = io.read_json(file)
+    return held['done'], held['total'], held['seconds-left']
+  return max((_last_step(place.run(run) / 'metrics.jsonl') for run in runs), default=0), 0, None
+
+
+def _last_step(path: epath.Path) -> int:
+  """Step of the last whole line of a run's metrics; 0 if there is none."""
+  if not path.exists():
+    return 0
+  with path.open('rb') as f:
+    f.seek(max(0, f.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    lines = f.read().split(b'\n')[:-1]
+  for text in reversed(lines):
+    try:
+      return int(json.loads(text)['step'])
+    except (ValueError, KeyError, TypeError):
+      continue
+  return 0
+
+
+def _log(place: StudyDirectory, key: str) -> list[dict[str, Any]]:
+  file = place.cohort(key) / 'attempts.json'
+  return io.read_json(file)['log'] if file.exists() else []

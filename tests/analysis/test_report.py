@@ -1,0 +1,108 @@
+"""The report: whole, self-contained, and honest about tables of which little can be said."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from configs import report as report_config
+from sft_jax.analysis import gains, report, table
+from sft_jax.utils.errors import UserError
+from tests.analysis import synthetic
+
+
+def config(**values):
+  made = report_config.get_config()
+  with made.unlocked():
+    made.report.update(values)
+  return made
+
+
+def test_page_numbers_and_csv_agree(tmp_path):
+  synthetic.clean(0).to_csv(tmp_path / 'results.csv')
+  told = report.report(config(bootstrap=200), str(tmp_path))
+  numbers = json.loads((tmp_path / 'report' / 'findings.json').read_text())
+  assert {f'Q{i}' for i in range(1, 11)} <= set(numbers) and told['faults'] == 0
+  page = (tmp_path / 'report' / 'index.html').read_text()
+  assert not re.search(r'(src|href)="(https?:)?//', page) and '<svg' in page
+  links = re.findall(r'href="(csv/[^"]+)"', page)
+  assert len(links) > 30 and all((tmp_path / 'report' / link).is_file() for link in links)
+  with open(tmp_path / 'report' / 'csv' / 'Q1_full.csv', newline='') as f:
+    for row in csv.DictReader(f):
+      cells = {table.short(k): v for k, v in numbers['Q1']['full'][row['row']].items()}
+      assert float(row['value']) == cells[row['column']]
+
+
+def test_same_bytes_again(tmp_path):
+  synthetic.clean(0).to_csv(tmp_path / 'results.csv')
+  first, second = (
+    report.report(config(bootstrap=200), str(tmp_path))
+    and (tmp_path / 'report' / 'findings.json').read_bytes()
+    for _ in range(2)
+  )
+  assert first == second
+
+
+@pytest.mark.parametrize(
+  'write, what',
+  [
+    (None, 'no such table'),
+    ('', 'not a table'),
+    ('a,b,c\n1,2,3\n', 'no column model_name'),
+    ('model_name,data_name,epoch\nm,d,1\n', 'no scores'),
+    ('model_name,data_name,gsm8k-0shot\n', 'no rows'),
+    ('model_name,data_name,gsm8k-0shot\nm,pretrain,3\n', 'nothing can be said'),
+    ('model_name,data_name,gsm8k-0shot\nm,pretrain,\nm,d,\n', 'no benchmark has a score'),
+  ],
+)
+def test_bad_tables(write, what, tmp_path):
+  if write is not None:
+    (tmp_path / 'results.csv').write_text(write)
+  with pytest.raises(UserError, match=what):
+    report.report(config(), str(tmp_path))
+
+
+def test_bad_settings(tmp_path):
+  for values in ({'checks': 'base_copi'}, {'bootstrap': 3}):
+    with pytest.raises(UserError, match=r'config\.report'):
+      report.report(config(**values), str(tmp_path))
+
+
+def test_doubled_columns_and_missing_meta_are_told(tmp_path):
+  text = 'model_name,data_name,nq-0shot,nq-0shot,mmlu-0shot,mmlu-0shot\n'
+  text += 'm,pretrain,1,1,2,3\nm,d,2,2,3,4\nm,e,4,4,x,4\n'
+  (tmp_path / 't.csv').write_text(text)
+  frame = table.read(tmp_path / 't.csv')
+  said = ' '.join(frame.attrs['notes'])
+  assert 'nq-0shot stands twice, with the same' in said
+  assert 'mmlu-0shot stands twice, with different' in said and 'mmlu-0shot' not in frame
+  assert 'no column lora' in said and 'no column epoch' in said
+  assert gains.gains(frame)['nq-0shot'].tolist() == [1.0, 3.0]
+
+
+def test_scales_are_read_as_released(tmp_path):
+  clean = synthetic.clean(0)
+  clean.to_csv(tmp_path / 't.csv')
+  frame = table.read(tmp_path / 't.csv')
+  np.testing.assert_allclose(frame['Truthful_QA-0shot'], clean['Truthful_QA-0shot'] * 100)
+  np.testing.assert_allclose(frame['mtbench-total'], clean['mtbench-total'] * 10)
+
+
+def test_gain_is_format_and_ability(tmp_path):
+  """Found 50 → 90 %, right of those 40 → 50 %: 25 points, of which 18 are format, 7 ability."""
+  name = 'arc-0shot-gen'
+  head = f'model_name,data_name,lora,{name},{name}-n,{name}-extracted,{name}-given-extracted'
+  (tmp_path / 't.csv').write_text(f'{head}\nm,pretrain,,20,100,50,40\nm,d,false,45,100,90,50\n')
+  frame = table.read(tmp_path / 't.csv')
+  (row,) = gains.split(frame, [name]).to_dict('records')
+  assert (row['gain'], row['format'], row['ability']) == pytest.approx((25, 18, 7))
+  assert row['rest'] == pytest.approx(0)
+
+
+def test_own_base_comes_before_the_models(tmp_path):
+  text = 'model_name,data_name,lora,run-id,nq-0shot\nm,pretrain,,a,10\nm,pretrain,,b,20\n'
+  text += 'm,d,true,a,15\nm,e,true,b,15\nm,f,true,c,15\n'
+  (tmp_path / 't.csv').write_text(text)
+  assert gains.gains(table.read(tmp_path / 't.csv'))['nq-0shot'].tolist() == [5.0, -5.0, 0.0]

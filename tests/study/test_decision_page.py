@@ -1,0 +1,53 @@
+"""The page of a decision: complete in itself, and true to it."""
+
+import json
+
+import pytest
+
+from benchmarks.planted import TASK, Candidate, World
+from sft_jax.study import choose, decision_page
+from tests.study import test_race
+
+
+def decide(**candidates):
+  world = World(candidates, 3, items=1200)
+  one = test_race.race(world)
+  return choose.as_json(choose.choose(one, world.evaluate), one)
+
+
+def test_three_files_say_the_same(tmp_path):
+  value = decide(**{'<best>': Candidate(12.0), 'fair': Candidate(3.0), 'bad': Candidate(-4.0)})
+  examples = [{'prompt': '<script>1+1?', 'base': 'three', 'chosen': '2'}]
+  page = decision_page.write(
+    str(tmp_path),
+    value,
+    licences={'<best>': 'apache-2.0'},
+    command='python -m sft_jax.main --config.data.path=best.jsonl',
+    examples=examples,
+    unit='GPU hours',
+  )
+  text = (tmp_path / 'decision.html').read_text()
+  assert page.endswith('decision.html')
+  assert '&lt;best&gt;: it wins' in text and '<best>' not in text and '<script' not in text
+  assert 'http' not in text.replace('http-equiv', '') and 'three' in text and '<svg' in text
+  markdown = (tmp_path / 'decision.md').read_text()
+  held = json.loads((tmp_path / 'decision.json').read_text())
+  assert held['pick']['candidate'] == '<best>' and held['decision'] == 'winner'
+  gain = held['candidates'][0]['gain']
+  assert f'{gain["mean"]:+.1f} ({gain["low"]:+.1f} to {gain["high"]:+.1f})' in markdown
+  for said in ('apache-2.0', 'GPU hours', 'sft_jax.main'):
+    assert said in text and said in markdown
+  assert TASK in held['targets']
+
+
+@pytest.mark.parametrize(
+  'candidates, words',
+  [
+    ({'a': Candidate(9.0), 'b': Candidate(9.0), 'c': Candidate(-9.0)}, 'A tie'),
+    ({name: Candidate(0.0) for name in 'abc'}, 'None of the candidates'),
+  ],
+)
+def test_other_outcomes(candidates, words):
+  value = decide(**candidates) | {'licences': {}, 'command': '', 'unit': '', 'examples': []}
+  assert words in decision_page.answer(value)
+  assert words in decision_page.html_page(value) and words in decision_page.markdown(value)
