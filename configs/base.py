@@ -125,7 +125,8 @@ def get_config() -> ConfigDict:
   )
 
   config.export = ConfigDict()
-  config.export.format = 'none'  # none | hf (adapters merged) | peft
+  # none | hf (adapters merged) | peft | delta (the hf directory as its difference from the base)
+  config.export.format = 'none'
   config.export.dtype = 'bfloat16'  # float32 | bfloat16 | float16
   config.export.snapshot = 'last'  # last | best
 

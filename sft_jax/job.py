@@ -10,10 +10,11 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from sft_jax import results, scoring, summary
+from sft_jax import delta_export, results, scoring, summary
 from sft_jax import spec as spec_lib
 from sft_jax.cohort import Cohort, size_of
 from sft_jax.data import datasets
@@ -223,16 +224,34 @@ class Run:
       weights = checkpoints.restore_weights(step, self.program.abstract_weights())
     out, spec = os.fspath(self.export_path()), self.spec
     data = datasets.source(spec.data_name, spec.data_path)
-    self.program.export(
-      out,
-      weights,
-      format=config.format,
-      dtype=config.dtype,
-      card=summary.card(self.model.name, self.data.name, data, self.workdir.rows(), spec, step),
-      stop_ids=self.writer.stop_ids,
-    )
+    card = summary.card(self.model.name, self.data.name, data, self.workdir.rows(), spec, step)
+
+    def write(directory: str, kind: str) -> None:
+      self.program.export(
+        directory,
+        weights,
+        format=kind,
+        dtype=config.dtype,
+        card=card,
+        stop_ids=self.writer.stop_ids,
+      )
+
+    if config.format == 'delta':
+      delta_export.write(out, lambda directory: write(directory, 'hf'), self._delta_base)
+    else:
+      write(out, config.format)
     log.say(f'exported step {step} to {out}')
     return out
+
+  def _delta_base(self) -> Any:
+    """What a delta of this run is a difference from."""
+    return delta_export.base_of(
+      self.model.checkpoint,
+      self.model.cfg,
+      lambda: self.program.load_base(jnp.float32),
+      source.cache_root(self.config.cache_dir),
+      self.config.export.dtype,
+    )
 
 
 def make_loader(

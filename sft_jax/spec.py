@@ -106,7 +106,7 @@ SETTINGS: dict[str, tuple[str, ...] | int] = {
   'checkpoint.every_steps': 0,
   'checkpoint.keep_states': 1,
   'checkpoint.keep_weights': ('all', 'best', 'last', 'none'),
-  'export.format': ('none', 'hf', 'peft'),
+  'export.format': ('none', 'hf', 'peft', 'delta'),
   'export.dtype': ('float32', 'bfloat16', 'float16'),
   'export.snapshot': ('last', 'best'),
   'study.cohort_size': 0,

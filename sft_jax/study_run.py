@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from sft_jax.study import contract, engine, plan, plan_text, ray_engine, status, table
+from sft_jax.study import contract, cost, engine, plan, plan_text, ray_engine, status, table
 from sft_jax.study.directory import StudyDirectory, StudyRecord
 from sft_jax.study.live import Live
 from sft_jax.utils import io, lease, log, process
@@ -83,14 +83,22 @@ def status_mode(config: Any, workdir: str) -> dict[str, Any]:
 
 
 def expand(config: Any, entries: Entries, backend: str) -> plan.Study:
-  """The study, with every run checked as far as that costs nothing."""
+  """The study, with every run checked as far as that costs nothing.
+
+  Raises:
+    UserError: a bad run; an unknown data set or task; runs that are not equally much trained.
+  """
+  study = plan.expand(config, entries, backend, _check)
+  cost.comparability(study)
+  return study
+
+
+def _check(run: Any) -> None:
+  from sft_jax.data import datasets
   from sft_jax.evals import core
 
-  return plan.expand(config, entries, backend, lambda run: _check(core.task_names, run))
-
-
-def _check(task_names: Any, run: Any) -> None:
-  task_names(run.eval.tasks)
+  core.task_names(run.eval.tasks)
+  datasets.parts(run.data.name, run.data.path)
 
 
 def _backend() -> str:

@@ -52,7 +52,9 @@ def _advice(about: Mapping[str, str]) -> list[str]:
   workdir = about['workdir']
   out = [f'All of it is in {workdir}: rows.jsonl, metrics.jsonl, audit.json, samples/.', 'Next:']
   out.append(f'  tensorboard --logdir {workdir}')
-  if about['format'] != 'none':
+  if about['format'] == 'delta':
+    out.append(f'  --mode=release --workdir={workdir} adds what rebuilds {workdir}/export/delta')
+  elif about['format'] != 'none':
     out.append(f'  open {workdir}/export/{about["format"]} in transformers or peft')
   if about['format'] != 'hf':
     out.append(

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Sharding is a real code path in every test: never switched off on CPU.
@@ -43,6 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update(f'jax_persistent_cache_{name}', value)
   # [T] + [B, T] must be written out: a silent broadcast is how masks go wrong.
   jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs() -> Iterator[None]:
+  """A process may map so many regions of memory; the programs of all tests together have more."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

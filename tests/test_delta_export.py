@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sft_jax import delta_export
+from sft_jax import delta_export, runner
 from sft_jax.models import export, hf, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.study import delta, release
+from tests import tiny
 from tests.models.conftest import one_device_mesh, write_gguf, write_tiny_llama
 
 
@@ -55,3 +56,15 @@ def test_a_run_exports_a_delta(tmp_path, kind):
   kept = [str(base.directory)]
   release.write(run, tmp_path / 'release', {'builtin': 'Apache-2.0'}, kept=kept)
   assert (tmp_path / 'release' / 'bases' / base.directory.name / 'config.json').exists()
+
+
+def test_by_the_config_of_a_run(tiny_files, tmp_path):
+  config = tiny.config(*tiny_files, train__method='full', export__format='delta')
+  tiny.run(tmp_path / 'run', config)
+  config.unlock()
+  config.export.format = 'hf'
+  runner.export(config, str(tmp_path / 'run'))
+  written = tmp_path / 'run' / 'export'
+  base = tiny_files[0]
+  delta.restore_delta(written / 'delta' / 'model.sftdelta', base, tmp_path / 'back')
+  assert contents(tmp_path / 'back') == contents(written / 'hf')

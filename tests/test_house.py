@@ -57,6 +57,7 @@ EDGES = {
   'job': (
     *('utils', 'spec', 'results', 'parallel', 'data', 'models', 'train', 'evals'),
     *('workdir', 'summary', 'inputs', 'scoring', 'session', 'program', 'cohort'),
+    'delta_export',
   ),
   'joint': ('utils', 'evals', 'scoring', 'train.loop'),
   'place': ('utils', 'cohort', 'train'),
