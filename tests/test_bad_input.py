@@ -136,6 +136,15 @@ def test_settings_are_those_of_the_config_and_of_the_code():
   elsewhere |= {'cache_dir', 'model.adapter', 'eval.data_dir', 'eval.judge_budget'}
   elsewhere |= {'eval.endpoint_budget', 'log.tensorboard'}
   elsewhere |= {f'compare.{name}' for name in ('a', 'b', 'task', 'common')}
+  elsewhere |= {f'study.{name}' for name in ('grid', 'resources', 'retry_failed', 'wait')}
+  elsewhere |= {
+    'model.name',
+    'data.dir',
+    'release.bases',
+    'release.push',
+    'report.table',
+    'report.checks',
+  }
   for key in set(flat(config, '')) - known - elsewhere:
     assert key.startswith('mesh.'), f'{key} is checked nowhere'
 

@@ -1,11 +1,19 @@
 """The parity benchmark's command line, its resuming, and the arithmetic that judges both sides."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from benchmarks import evaluate_parity, parity_asked, parity_plans, parity_sides
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+  """The program takes its process off the network; what it sets ends with the test."""
+  for name in ('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'TOKENIZERS_PARALLELISM'):
+    monkeypatch.setenv(name, os.environ.get(name, ''))
 
 
 @pytest.mark.parametrize(
