@@ -1,4 +1,4 @@
-"""Intrinsic dimension of sets of vectors by nearest neighbours: TwoNN and Gride (paper.md §4.11).
+"""Intrinsic dimension of sets of vectors by nearest neighbours: TwoNN and Gride.
 
 Formulas: TwoNN, Facco et al. 2017; Gride, Denti et al. 2022 (both as in DADApy). Distances are
 Euclidean and exact. Not for where the vectors come from: the probe `hidden_states`.
@@ -52,7 +52,7 @@ def neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
   if len(kept) < max(count + 2, _LEAST):
     raise UserError(
       f'only {len(kept)} different vectors',
-      how=f'at least {max(count + 2, _LEAST)} are needed; paper.md §4.11 asks for 1000 texts',
+      how=f'at least {max(count + 2, _LEAST)} are needed; 1000 texts are usual',
     )
   points = vectors[kept].astype(np.float64)
   points -= points.mean(0)
@@ -156,7 +156,7 @@ def plateau(by_scale: dict[int, Dimension]) -> int:
 
 
 def by_layer(base: np.ndarray, tuned: np.ndarray, k: int = 4) -> list[dict[str, float]]:
-  """Change of the intrinsic dimension in each layer (paper.md §4.11).
+  """Change of the intrinsic dimension in each layer.
 
   The same texts, the same scale and the same number of vectors are used for both.
 

@@ -1,4 +1,4 @@
-"""Where in the network training moved weights, and whether that goes with gains (paper.md §4.10).
+"""Where in the network training moved weights, and whether that goes with gains.
 
 Changes of models with different numbers of layers are put on one grid of depths from 0 to 1. What
 is measured per layer comes from a run's `layers.jsonl`; for any two checkpoints on disk see the
@@ -108,7 +108,7 @@ def by_depth(
   total: np.ndarray | None = None,
   level: float = resampling.LEVEL,
 ) -> dict[str, Any]:
-  """Correlation of change and gain over data sets, by depth (paper.md §4.10).
+  """Correlation of change and gain over data sets, by depth.
 
   Args:
     values: `[M, D, P]` changes at P depths.
@@ -202,7 +202,7 @@ def _peak(curves: np.ndarray, jackknife: resampling.Jackknife, level: float) -> 
 
 
 def across_models(values: np.ndarray, level: float = resampling.LEVEL) -> dict[str, np.ndarray]:
-  """How alike models are in which data sets move a depth most (paper.md §4.10).
+  """How alike models are in which data sets move a depth most.
 
   C(l) is the mean over pairs of models of the correlation, over data sets, of their changes at
   depth l. It needs no equal shapes. Only data sets that all models have count.

@@ -1,4 +1,4 @@
-"""Models as points: log-likelihood vectors, distances between them, a map (paper.md §4.12).
+"""Models as points: log-likelihood vectors, distances between them, a map.
 
 A vector holds one number a probe text, of the same texts for all models. Distances are in the
 original space; the map is for looking at, and no number is taken from it.

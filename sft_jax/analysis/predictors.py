@@ -1,4 +1,4 @@
-"""What can be known before training, against gains (paper.md §4.6–4.9).
+"""What can be known before training, against gains.
 
 Arrays are `[M, D]`: models by data sets, NaN where a pair is missing. A predictor that depends on
 the benchmark as well is `[M, D, B]`. Not for computing predictors from weights: those are probes.
@@ -61,7 +61,7 @@ def tests(
   benchmarks: Sequence[str],
   settings: Settings = Settings(),
 ) -> list[dict[str, Any]]:
-  """Every predictor against the gains on every benchmark (paper.md §4.9).
+  """Every predictor against the gains on every benchmark.
 
   Args:
     predictors: {name: `[M, D]` or `[M, D, B]`}; perplexities as logarithms.
@@ -216,7 +216,7 @@ def against(
 def similarity(
   samples: np.ndarray, questions: np.ndarray, centre: np.ndarray | None = None
 ) -> dict[str, float]:
-  """How alike a data set and a benchmark are (paper.md §4.8), from states of their texts.
+  """How alike a data set and a benchmark are, from states of their texts.
 
   Args:
     samples: `[N, H]` one vector for each formatted training text.

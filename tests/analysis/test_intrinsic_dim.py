@@ -36,7 +36,7 @@ def test_gaussians(dimension):
 
 
 def test_gride_is_the_most_likely():
-  """The root is the maximum of the density of paper.md §4.11, and k = 1 is TwoNN-ML."""
+  """The root is the maximum of the density of Gride, and k = 1 is TwoNN-ML."""
   distances, _ = intrinsic_dim.neighbours(studies.gaussian(3, 4, 500), 8)
   assert intrinsic_dim.gride(distances, 1).value == pytest.approx(
     intrinsic_dim.two_nn(distances)[1], rel=1e-9

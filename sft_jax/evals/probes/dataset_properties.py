@@ -1,4 +1,4 @@
-"""Properties of a data set under a base model, before any training (paper.md §4.6-4.7).
+"""Properties of a data set under a base model, before any training.
 
 One row a (model, data set). Near-duplicates by words and contamination are the audit's
 (`data/audit.py`); what the properties predict is `analysis/predictors.py`.

@@ -1,7 +1,6 @@
 """Mean states of texts after each layer, for intrinsic dimension and similarity of data.
 
-What is taken is the residual stream as it leaves a layer, before the final norm (paper.md §4.8,
-§4.11).
+What is taken is the residual stream as it leaves a layer, before the final norm.
 """
 
 import functools

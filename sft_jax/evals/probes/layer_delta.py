@@ -58,7 +58,7 @@ def _lora(
 def layer_delta(
   before: Tree, after: Tree | None = None, adapter: Tree | None = None, scale: Any = None
 ) -> dict[str, dict[str, list[float]]]:
-  """Weight change of every layer since the base (paper §4.10).
+  """Weight change of every layer since the base.
 
   Args:
     before: The base's parameters.

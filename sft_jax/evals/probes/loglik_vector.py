@@ -1,4 +1,4 @@
-"""Log-likelihood vectors: one number a probe text, by which models become points (paper.md §4.12).
+"""Log-likelihood vectors: one number a probe text, by which models become points.
 
 The texts are the same for all models; what reads them: `analysis/vectors.py`.
 """
@@ -36,7 +36,7 @@ def choose(
 
   Args:
     texts: {task: texts}.
-    each: Of every task; paper.md §2.1 has 150 of 13.
+    each: Of every task; the study took 150 of 13.
     seed: Of the choice, which is by a hash of seed and contents.
 
   Raises:
