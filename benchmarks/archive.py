@@ -9,7 +9,6 @@ size for a bfloat16 model; 200 MB/s both ways on 2 cores. Speeds are of files in
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import report
 
 SIZE_BAR, SPEED_BAR = 0.12, 200.0
 CHUNK = 1 << 20
@@ -153,18 +154,16 @@ def main() -> None:
   ]
   lines = table(rows)
   print('\n'.join(lines))
-  if args.out:
-    load = os.getloadavg()[0]
-    title = [
-      '# Deltas of fine-tuned models',
-      '',
-      f'`python -m benchmarks.archive`, {args.threads} threads, {os.cpu_count()} cores, load '
-      f'average {load:.1f}; every file came back bit for bit.',
-      '',
-    ]
-    Path(f'{args.out}.md').write_text('\n'.join([*title, *lines]) + '\n')
-    about = {'threads': args.threads, 'runs': args.runs, 'load': load, 'rows': rows}
-    Path(f'{args.out}.json').write_text(json.dumps(about, indent=1) + '\n')
+  load = os.getloadavg()[0]
+  title = [
+    '# Deltas of fine-tuned models',
+    '',
+    f'`python -m benchmarks.archive`, {args.threads} threads, {os.cpu_count()} cores, load '
+    f'average {load:.1f}; every file came back bit for bit.',
+    '',
+  ]
+  about = {'threads': args.threads, 'runs': args.runs, 'load': load, 'rows': rows}
+  report.write(args.out, [*title, *lines], about)
 
 
 if __name__ == '__main__':

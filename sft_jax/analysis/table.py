@@ -223,8 +223,8 @@ def _frame(path: epath.PathLike) -> 'pd.DataFrame':
         return pd.read_parquet(file)
       with file.open('r') as f:
         header = next(csv.reader(f), [])
-      if len(header) < 3:
-        raise UserError('not a table', str(path), 'give comma-separated values with a header')
+      if not header:
+        raise UserError('an empty file', str(path), 'give comma-separated values with a header')
       with file.open('r') as f:
         return pd.read_csv(f, names=_own_names(header), skiprows=1, low_memory=False)
   except (ValueError, csv.Error) as e:

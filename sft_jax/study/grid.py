@@ -128,6 +128,8 @@ def parse(text: str) -> dict[tuple[str, ...], list[str]]:
     if twice := [value for value in values if values.count(value) > 1]:
       raise UserError(f'{name.strip()} has {twice[0]!r} twice', _WHERE, 'drop one of them')
     out[keys] = values
+  if text and not out:
+    raise UserError(f'{text!r} is an empty grid', _WHERE, _HOW)
   return out
 
 

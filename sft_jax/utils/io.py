@@ -260,7 +260,10 @@ def require_writable(directory: epath.PathLike) -> None:
   """
   with explain_os_errors(directory):
     place = epath.Path(directory)
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+      place.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as e:  # Parents are made: so says a file system that has no places.
+      raise PermissionError(errno.EACCES, 'Permission denied') from e
     if is_remote(directory):
       return
     probe = place / f'.probe.{socket.gethostname()}-{os.getpid()}.tmp'

@@ -49,7 +49,8 @@ def test_same_bytes_again(tmp_path):
   'write, what',
   [
     (None, 'no such table'),
-    ('', 'not a table'),
+    ('', 'an empty file'),
+    ('a,b\n1,2\n', 'has no column model_name'),
     ('a,b,c\n1,2,3\n', 'no column model_name'),
     ('model_name,data_name,epoch\nm,d,1\n', 'no scores'),
     ('model_name,data_name,gsm8k-0shot\n', 'no rows'),

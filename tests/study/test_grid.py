@@ -63,6 +63,7 @@ def test_sweep_times_grid():
   [
     ('', (), 'the study has no runs'),
     ('', [], 'the study has no runs'),
+    (';', (), "';' is an empty grid"),
     ('lr', (), "'lr' is no part of a grid"),
     ('lr=', (), "'lr=' is no part of a grid"),
     ('=1', (), 'is no part of a grid'),

@@ -165,6 +165,12 @@ def test_require_writable(tmp_path):
       io.require_writable(inside)
 
 
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs a /proc')
+def test_a_file_system_that_takes_no_directories():
+  with pytest.raises(UserError, match='cannot be written'):
+    io.require_writable('/proc/new/place')
+
+
 @pytest.mark.skipif(
   not sys.platform.startswith('linux') or os.getuid() != 0, reason='mounts a tmpfs: needs root'
 )
