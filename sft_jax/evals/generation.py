@@ -12,14 +12,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from sft_jax.data import pack
 from sft_jax.evals import layout, loglik, slots
+from sft_jax.evals.caches import Caches
 from sft_jax.evals.model import Subject
 from sft_jax.models import export
 
@@ -158,8 +155,7 @@ class _Wave:
     while count < len(indices):
       count *= 2
     count = min(count, engine.slots, max(1, engine.cache_tokens // own))
-    self.count = pack.round_up(count, subject.shards)
-    self.own = own
+    self.count, self.own = pack.round_up(count, subject.shards), own
     self.queues = [collections.deque(indices) for _ in range(engine.runs)]
     # Of each run and slot: the request it is at work on, or None, and its new tokens.
     self.at: list[list[int | None]] = [[None] * self.count for _ in range(engine.runs)]
@@ -172,62 +168,64 @@ class _Wave:
 
   def work(self) -> None:
     """Until every request of every run is done."""
-    cache, state = self._empty()
-    while True:
+    batches = self._admissions()
+    caches = Caches(self.subject, self.count, self.own)
+    while batches or self._busy():
       self.subject.check()
-      for new in self._admissions():
-        cache, state, first = self._call(slots.admit, cache, state, self._lead(new))
+      for new in batches:
+        caches.grow(new['tokens'].shape[-1])
+        first = self._call(slots.admit, caches, new=self._lead(new))
         self._take(first[..., None], new['slot'])
-      alive = np.array([[at is not None for at in run] for run in self.at])
-      if not alive.any():
-        if any(self.queues):  # What was admitted ended with its first token.
-          continue
-        return
-      alive = alive if self.subject.runs else alive[0]
-      cache, state, tokens = self._call(
-        slots.advance, cache, state, alive, stop_ids=self.engine.stop_ids, steps=self.steps
-      )
-      self._take(tokens, None)
+      if self._busy():
+        caches.grow(self._longest() + self.steps)
+        if not any(self.queues):
+          self._close_up(caches)
+        alive = np.array([[at is not None for at in run] for run in self.at])
+        alive = alive if self.subject.runs else alive[0]
+        more = {'stop_ids': self.engine.stop_ids, 'steps': self.steps}
+        self._take(self._call(slots.advance, caches, alive=alive, **more), None)
+      batches = self._admissions()
 
-  def _call(self, fn, cache, state, what, **more):
+  def _busy(self) -> bool:
+    return any(at is not None for run in self.at for at in run)
+
+  def _longest(self) -> int:
+    """Most tokens of its own that a text has."""
+    return max(
+      len(self.requests[at].prompt) - self.seen + len(ids)
+      for run, texts in zip(self.at, self.ids, strict=True)
+      for at, ids in zip(run, texts, strict=True)
+      if at is not None
+    )
+
+  def _close_up(self, caches: Caches) -> None:
+    """Lets go of slots that no prompt will come to."""
+    order = [sorted(range(self.count), key=lambda slot: run[slot] is None) for run in self.at]
+    busy = max(sum(at is not None for at in run) for run in self.at)
+    chosen = caches.narrow(order, busy)
+    self.at = [[run[slot] for slot in row] for run, row in zip(self.at, chosen, strict=True)]
+    self.ids = [[run[slot] for slot in row] for run, row in zip(self.ids, chosen, strict=True)]
+    self.count = caches.count
+
+  def _call(self, fn: Callable[..., Any], caches: Caches, **what: Any) -> np.ndarray:
+    """Tokens `[R,...]` that a program of `slots` gives."""
     subject = self.subject
-    cache, state, tokens = fn(
+    caches.cache, caches.state, tokens = fn(
       subject.model,
       subject.params,
-      cache=cache,
-      state=state,
+      cache=caches.cache,
+      state=caches.state,
       prefix=self.prefix,
       runs=subject.runs,
       sampled=self.sampled,
-      **{'new' if fn is slots.admit else 'alive': what},
-      **more,
+      **what,
     )
     tokens = export.to_host(tokens)
-    return cache, state, tokens if self.subject.runs else tokens[None]
+    return tokens if self.subject.runs else tokens[None]
 
   def _lead(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without the run axis where the model has none."""
     return arrays if self.subject.runs else {name: array[0] for name, array in arrays.items()}
-
-  def _empty(self) -> tuple[Any, dict[str, Any]]:
-    """A cache and the state of slots that are all free."""
-    subject, runs = self.subject, self.subject.runs
-    lead = (runs,) if runs else ()
-    shapes = jax.eval_shape(lambda: subject.model.init_cache(self.count, self.own))
-
-    def zeros(leaf: Any) -> Any:
-      shape = (*lead, *leaf.shape)
-      axes: list[Any] = [None] * len(shape)
-      axes[len(lead) + 1] = ('data', 'fsdp')
-      if leaf.ndim == 5 and leaf.shape[2] % subject.mesh.shape['tensor'] == 0:
-        axes[len(lead) + 2] = 'tensor'  # key heads
-      sharding = NamedSharding(subject.mesh, P(*axes))
-      return jax.jit(lambda: jnp.zeros(shape, leaf.dtype), out_shardings=sharding)()
-
-    kinds = {'token': 'i4', 'position': 'i4', 'left': 'i4', 'seen': 'i4', 'seed': 'u4'}
-    state = {name: np.zeros((*lead, self.count), kind) for name, kind in kinds.items()}
-    state['temperature'] = np.zeros((*lead, self.count), np.float32)
-    return jax.tree.map(zeros, shapes), state
 
   def _admissions(self) -> list[dict[str, np.ndarray]]:
     """Batches of prompts for slots that are free, of few shapes; slots are marked as taken."""
@@ -237,19 +235,24 @@ class _Wave:
     # A single free slot waits a little for company, unless the queue ends.
     if not any(wanted) or (busy and max(wanted) < min(self.count // 8, *map(len, self.queues))):
       return []
+    taken = [[q.popleft() for _ in range(n)] for q, n in zip(self.queues, wanted, strict=True)]
+    length = lambda index: len(self.requests[index].prompt) - self.seen
+    wide = lambda index: layout.width_class(length(index), 32)
+    for indices in taken:
+      indices.sort(key=length, reverse=True)
     batches = []
-    while any(wanted):
-      ahead = [q[i] for q, n in zip(self.queues, wanted, strict=True) for i in range(n)]
-      longest = max(len(self.requests[i].prompt) for i in ahead) - self.seen
-      width = min(layout.width_class(longest, 32), self.own)
+    while any(taken):
+      width = max(wide(indices[0]) for indices in taken if indices)
+      # Those that need the width; shorter ones join where rows are left over.
+      alike = max(sum(wide(i) == width for i in indices) for indices in taken)
       rows = 1
-      while rows < max(wanted) and 2 * rows * width <= self.engine.tokens_per_batch:
+      while 4 * alike > 6 * rows and 2 * rows * width <= self.engine.tokens_per_batch:
         rows *= 2
-      batch = self._blank(rows, width)
-      for run, queue in enumerate(self.queues):
-        for row in range(min(rows, wanted[run])):
-          self._enter(batch, run, row, queue.popleft(), free[run].pop(0))
-          wanted[run] -= 1
+      batch = self._blank(rows, min(width, self.own))
+      for run, indices in enumerate(taken):
+        for row, index in enumerate(indices[:rows]):
+          self._enter(batch, run, row, index, free[run].pop(0))
+        del indices[:rows]
       batches.append(batch)
     return batches
 

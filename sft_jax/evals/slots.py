@@ -93,6 +93,22 @@ def advance(model, params, cache, state, alive, prefix, stop_ids, runs, sampled,
   return over_runs(one, runs, 0, 1, 2, 3)(params, cache, state, alive, prefix)
 
 
+@functools.partial(jax.jit, static_argnames=('model', 'room', 'runs', 'shardings'))
+def resize(model, cache, state, chosen, room, runs, shardings):
+  """The chosen slots `[R?,n]` alone, in caches with room for so many tokens of each."""
+
+  def one(cache, state, chosen):
+    whole = model.init_cache(chosen.shape[0], room)
+    kept = jax.tree.map(lambda leaf: leaf[:, chosen], cache)
+    cache = jax.tree.map(functools.partial(_put, slice(None)), whole, kept)
+    return cache, {name: value[chosen] for name, value in state.items()}
+
+  cache, state = (jax.vmap(one) if runs else one)(cache, state, chosen)
+  leaves, kind = jax.tree.flatten(cache)
+  leaves = [jax.lax.with_sharding_constraint(*pair) for pair in zip(leaves, shardings, strict=True)]
+  return jax.tree.unflatten(kind, leaves), state
+
+
 def _put(slot, whole, part):
   """Rows of `part` at the slots of `whole`, which has more room for each, on whatever axis."""
   room = (slice(0, size) for size in part.shape[2:])

@@ -139,7 +139,7 @@ def test_a_cohort_equals_its_runs_alone():
   runs = toy.cohort(adapter, scale)
   requests = [generation.Request(p, 3 + i % 7) for i, p in enumerate(alike())]
   seen = []
-  engine = generation.Engine(runs, text, (5,), slots=8)
+  engine = generation.Engine(runs, text, (5,), slots=32)
   outputs = engine.generate(requests, lambda run, index, output: seen.append((run, index)))
   assert sorted(seen) == [(r, i) for r in range(3) for i in range(len(requests))]
   for run in range(3):
