@@ -15,7 +15,7 @@ import jax
 from sft_jax.models import export, hf_dir, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.study import delta
-from sft_jax.utils import log
+from sft_jax.utils import io, log
 
 # Below a cache root.
 BASES = 'bases'
@@ -70,7 +70,7 @@ def base_of(
   Raises:
     UserError: as `models.export`.
   """
-  if isinstance(ckpt, hf_dir.HfCheckpoint):
+  if isinstance(ckpt, hf_dir.HfCheckpoint) and not io.is_remote(ckpt.files[0]):
     directory = ckpt.files[0].parent
     # The snapshot of a commit is named by it; what was asked for may be a branch.
     commit = directory.name if re.fullmatch('[0-9a-f]{40}', directory.name) else ckpt.revision

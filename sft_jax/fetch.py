@@ -10,11 +10,12 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from sft_jax import spec as spec_lib
+from sft_jax import study_run
 from sft_jax.data import datasets, hub_sets, readers
 from sft_jax.evals import core, lm_eval_tasks
 from sft_jax.evals.files import HubFiles, Listing, LocalFiles
@@ -64,13 +65,18 @@ class Item:
   space: tuple[tuple[pathlib.Path, int], ...] = ()
 
 
-def fetch(config: Any) -> None:
+def fetch(config: Any, entries: Sequence[Mapping[str, Any]] | None = None) -> None:
   """Brings everything `config` needs.
+
+  Args:
+    config: Of a run, or what the runs of a study share.
+    entries: The runs of a study as overrides; None for a single run.
 
   Raises:
     UserError: a bad config, no access, no connection, no space; one line says which.
     Interrupted: by a signal; what arrived is kept.
   """
+  study = study_run.expand(config, entries, 'cpu') if entries is not None else None
   with _stoppable():
     others, wanted = core.task_names(config.eval.tasks)
     for name in others:
@@ -78,7 +84,8 @@ def fetch(config: Any) -> None:
         log.warn(f'{name}: lm_eval itself fetches its data, when it first runs')
     if config.eval.data_dir:
       _read(wanted, config.eval.data_dir)
-    items = [_looked_up(need, config.cache_dir) for need in needs(config)]
+    wants = needs(config, [run.config for run in study.runs] if study else None)
+    items = [_looked_up(need, config.cache_dir) for need in wants]
     for item in items:
       head, *rest = item.told
       log.say(f'{item.need.what:<10}{item.need.path}: {head}')
@@ -105,28 +112,33 @@ def _read(wanted: list[Wanted], data_dir: str) -> None:
     log.say(f'{one.name}: {len(items):,} questions')
 
 
-def needs(config: Any) -> list[Need]:
+def needs(config: Any, runs: Sequence[Any] | None = None) -> list[Need]:
   """What `config` reads from elsewhere: what is to be fetched is listed here only.
 
   Without data it is for `--mode=eval`, and needs a model and benchmarks.
+
+  Args:
+    config: As in `fetch`.
+    runs: The configs of a study's runs; None for a single run.
 
   Raises:
     UserError: a value of the config that no run would take; benchmarks that the hub does not have.
   """
   benchmarks = _benchmark_needs(config)
-  if benchmarks and not config.data.name and not config.data.path:
+  if runs is None and benchmarks and not config.data.name and not config.data.path:
     # A run's weights and a served model are not brought.
     elsewhere = config.model.path.startswith(('run:', 'endpoint:'))
     return [*([] if elsewhere else [Need('model', config.model.path)]), *benchmarks]
-  spec = spec_lib.from_config(config, 'cpu')
+  bases, data = [], []
+  for run in [config] if runs is None else runs:
+    spec = spec_lib.from_config(run, 'cpu')
+    bases.append(Need('model', spec.base))
+    rows = datasets.described(spec.data_name, spec.data_path, run.data.dir).values()
+    data += [Need('data', row['path'], row.get('revision', '')) for row in rows]
   bench = [path.strip() for path in config.data.bench_files.split(',') if path.strip()]
-  data = [
-    Need('data', row['path'], row.get('revision', ''))
-    for row in datasets.described(spec.data_name, spec.data_path, config.data.dir).values()
-  ]
+  # Once each: runs share them, and several data sets may be one file.
   return [
-    Need('model', spec.base),
-    *dict.fromkeys(data),  # once where several data sets are one file
+    *dict.fromkeys([*bases, *data]),
     *(Need('benchmark', path) for path in bench),
     *benchmarks,
   ]
@@ -159,6 +171,8 @@ def _looked_up(need: Need, cache_dir: str) -> Item:
     if place == 'wheel':
       return _wheel(need, source.cache_root(cache_dir))
     source.resolve(need.path).tokenizer()
+    if place == 'remote':
+      return Item(need, ('read from there by every run',), lambda: need.path)
   elif need.path.startswith('hf:') and not os.path.isdir(need.path[3:]):
     return _hub_data(need)
   elif need.path.startswith('tfds:'):

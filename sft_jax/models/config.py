@@ -98,8 +98,10 @@ class ModelConfig:
     """
     name = _architecture(raw, where)
     family = families.FAMILIES[name]
-    if quantised := raw.get('quantization_config'):
-      method = quantised.get('quant_method') if isinstance(quantised, Mapping) else quantised
+    # compressed-tensors called it by the second name at first.
+    if quantised := raw.get('quantization_config') or raw.get('compression_config'):
+      told = quantised if isinstance(quantised, Mapping) else {'quant_method': quantised}
+      method = told.get('quant_method') or next(iter(told))  # such as load_in_8bit
       raise UserError(
         f'weights quantised as {str(method)[:40]!r} are not read',
         where,
@@ -122,20 +124,14 @@ class ModelConfig:
       ropes, layer_ropes = _ropes(raw, known, sizes, family, where)
     except (IndexError, KeyError, TypeError, ValueError, ArithmeticError) as e:
       raise UserError(f'missing or malformed value: {e}', where, _RESTORE) from e
-    switches: dict[str, Any] = {**sizes, **fields}
-    return cls(
-      architecture=name,
-      **switches,
-      ropes=ropes,
-      layer_ropes=layer_ropes,
-      windows=windows,
-    )
+    fields |= sizes | {'ropes': ropes, 'layer_ropes': layer_ropes, 'windows': windows}
+    return cls(architecture=name, **fields)
 
 
 def _architecture(raw: Mapping[str, Any], where: str) -> str:
   names = raw.get('architectures') or ()
   names = names if isinstance(names, list | tuple) else [names]
-  known = sorted({name for name in names if name in families.FAMILIES})
+  known = sorted({str(name) for name in names} & families.FAMILIES.keys())
   if len(known) > 1:
     raise UserError(
       f'two architectures match: {", ".join(known)}', where, 'name one in "architectures"'
@@ -149,6 +145,12 @@ def _architecture(raw: Mapping[str, Any], where: str) -> str:
     )
   # transformers goes by this one, and what it then computes may be another architecture.
   kind, wanted = raw.get('model_type'), known[0].removesuffix('ForCausalLM').lower()
+  if kind is None and raw.get('auto_map'):
+    raise UserError(
+      f'{known[0]} without a model_type needs code of its own (auto_map)',
+      where,
+      'code of a model is never run: give a model of transformers itself',
+    )
   if kind is not None and str(kind).removesuffix('_text') != wanted:
     raise UserError(
       f'two families match: architecture {known[0]} and model_type {kind!r:.200}',
@@ -206,6 +208,9 @@ def _fields(
   if (eps := positive('rms_norm_eps')) is None:
     raise TypeError('rms_norm_eps is missing')
   scalar = positive('query_pre_attn_scalar') or sizes['head_dim']
+  flags = ('attention_bias', 'mlp_bias', 'tie_word_embeddings', 'use_sliding_window')
+  if wrong := [key for key in flags if known.get(key) not in (None, True, False)]:
+    raise TypeError(f'{wrong[0]}={known[wrong[0]]!r:.200} is neither true nor false')
   bias = bool(known.get('attention_bias'))
   fields = {
     'norm_eps': eps,

@@ -141,6 +141,7 @@ def forward(
   dtype: jnp.dtype = jnp.bfloat16,
   remat: str = 'none',
   mesh: Mesh | None = None,
+  kernel: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
   """Hidden states after the final norm.
 
@@ -158,6 +159,8 @@ def forward(
     dtype: Compute dtype.
     remat: A name of `REMAT_POLICIES`.
     mesh: When given, activations are kept sharded by rows over its ('data', 'fsdp') axes.
+    kernel: q, k, v, segments and window to what is attended to, as `attention.fused` has it; None
+      for plain attention.
 
   Returns:
     `[B,T,D]` in `dtype`.
@@ -168,6 +171,8 @@ def forward(
   distance = (index[:, None] - index[None, :])[None]
 
   def attend(place, q, k, v, carry):
+    if kernel is not None:
+      return kernel(q, k, v, segments, place.window), carry, None
     seen = mask if place.window is None else mask & (distance < place.window)
     return attention(q, k, v, seen, scale=cfg.query_scale, softcap=cfg.attn_softcap), carry, None
 

@@ -83,9 +83,12 @@ class HfCheckpoint(source.Checkpoint):
   def _file(self, name: str) -> Path | None:
     return source.member(self._directory, name)
 
+  def _weights(self, name: str) -> Path | None:
+    return self._file(name)
+
   def _shards(self) -> dict[Path, set[str] | None]:
     """Weight files, each with the tensors the index places there (None without an index)."""
-    single, index = self._file('model.safetensors'), self._file(INDEX)
+    single, index = self._weights('model.safetensors'), self._file(INDEX)
     if single is not None:  # before any index, as in transformers
       return {single: None}
     if index is None:
@@ -99,7 +102,7 @@ class HfCheckpoint(source.Checkpoint):
         raise UserError(
           f'the index places {tensor} in {file!r}', str(index), 'shards are *.safetensors beside it'
         )
-      path = self._file(file)
+      path = self._weights(file)
       if path is None:
         raise UserError(f'the index names {file}, which is missing', str(index), 'download it')
       named = shards.setdefault(path, set())
@@ -186,6 +189,13 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
+def dtype_of(stored: str) -> np.dtype:
+  """The type of a tensor that `require_readable` lets pass."""
+  import ml_dtypes
+
+  return np.dtype(ml_dtypes.bfloat16 if stored == 'BF16' else f'<f{_ITEM_BITS[stored] // 8}')
+
+
 def require_readable(name: str, stored: str, where: str) -> None:
   """Raises UserError if a tensor's stored type is not one we read."""
   if stored not in _READABLE:
@@ -210,8 +220,8 @@ def read_header(path: Path) -> dict[str, source.TensorInfo]:
   def fail(what: str) -> NoReturn:
     raise UserError(what, str(path), 'the file is damaged: download it again')
 
-  size = path.stat().st_size
-  with open(path, 'rb') as f:
+  size = source.file_size(path)
+  with path.open('rb') as f:
     first = f.read(8)
     if len(first) < 8:
       fail(f'truncated safetensors file of {size} bytes')
@@ -247,7 +257,7 @@ def read_header(path: Path) -> dict[str, source.TensorInfo]:
       fail(f'tensor {name}: {stop - start} bytes do not hold {dtype}{shape}')
     if 8 + length + stop > size:
       fail(f'truncated safetensors file: tensor {name} ends at byte {8 + length + stop} of {size}')
-    tensors[name] = source.TensorInfo(tuple(shape), dtype)
+    tensors[name] = source.TensorInfo(tuple(shape), dtype, 8 + length + start)
     spans.append((start, stop, name))
   end = 0
   for start, stop, name in sorted(spans):

@@ -42,6 +42,23 @@ def fetch(spec: str) -> pathlib.Path:
   return snapshot.directory
 
 
+def config_file(spec: str) -> pathlib.Path:
+  """Where the config.json of `org/name[@revision]` lies, fetched alone if it is not in the cache.
+
+  Raises:
+    UserError: as `fetch`.
+  """
+  snapshot = hub.resolve('model', *_parts(spec))
+  if snapshot is None:
+    raise UserError(
+      'HF_HUB_OFFLINE is set and the model is not in the local cache',
+      spec,
+      'give a directory that holds its config.json; weights are not needed',
+    )
+  held = snapshot.directory / 'config.json'
+  return hub_download.one_file(snapshot, 'config.json') if snapshot.files else held
+
+
 def chosen(snapshot: hub.Snapshot) -> hub.Snapshot:
   """The snapshot with the files that `hf_dir` reads.
 

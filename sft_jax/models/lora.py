@@ -5,7 +5,6 @@ adapted module path such as `layers/attn/q`. Runs of smaller rank are padded wit
 zero under training: the gradient of each padded factor is a product with the other, zero, one.
 """
 
-import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sft_jax.models import families
+from sft_jax.models import families, patterns
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import rules
 from sft_jax.utils import trees
@@ -37,9 +36,9 @@ def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
 
   Args:
     cfg: The model.
-    targets: 'all-linear', or names and regular expressions between commas; one must match a whole
-      PEFT name (`q_proj`, `(q|v)_proj`) or path (`layers/attn/.*`). A comma inside brackets or
-      after a backslash belongs to its expression (`q_proj{1,2}`).
+    targets: 'all-linear', or names and regular expressions (see `patterns.py`) between commas; one
+      must match a whole PEFT name (`q_proj`, `(q|v)_proj`) or path (`layers/attn/.*`). A comma
+      inside brackets or after a backslash belongs to its expression (`q_proj{1,2}`).
 
   Raises:
     UserError: a part matches no module.
@@ -50,17 +49,16 @@ def match_targets(cfg: ModelConfig, targets: str) -> tuple[str, ...]:
   chosen = set()
   for part in _parts(targets):
     try:
-      whole = re.compile(part).fullmatch
-      hits = {path for path, name in modules.items() if whole(name) or whole(path)}
-    except re.error as e:
+      found = patterns.fullmatches(part, {*modules, *modules.values()})
+    except ValueError as e:
       raise UserError(
-        f'{part!r} is no regular expression: {e}',
+        f'{part!r:.200} is no regular expression: {e!s:.200}',
         'config.lora.targets',
         "use 'all-linear', names such as q_proj,v_proj, or mend the expression",
       ) from e
-    if not hits:
+    if not (hits := {path for path, name in modules.items() if found & {path, name}}):
       raise UserError(
-        f'{part!r} matches no linear module',
+        f'{part!r:.200} matches no linear module',
         'config.lora.targets',
         f"use 'all-linear' or some of {', '.join(dict.fromkeys(modules.values()))}",
       )

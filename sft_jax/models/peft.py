@@ -184,8 +184,8 @@ def import_peft(directory: str | os.PathLike[str], cfg: ModelConfig) -> Imported
   config = hf_dir.read_json(path / CONFIG)
   where = str(path / CONFIG)
   peft_config.check_kind(config, where)
-  scaling = peft_config.Scaling(config, where)
   keys = [key for stored in _stored(cfg) for key in stored.keys]
+  scaling = peft_config.Scaling(config, keys, where)
   ranks = {key: scaling.rank(key) for key in peft_config.targets(config, keys, where)}
   flat, modules = _factors(path / WEIGHTS, cfg, scaling, ranks)
   base, widest = str(config.get('base_model_name_or_path') or ''), max(ranks.values())

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from sft_jax.models import patterns
 from sft_jax.utils.errors import UserError
 
 T = TypeVar('T')
@@ -47,8 +48,8 @@ def targets(config: Mapping[str, Any], keys: Sequence[str], where: str) -> list[
     UserError: none of them; a malformed field.
   """
   try:
-    found = [key for key in keys if _is_target(config, key)]
-  except (AttributeError, KeyError, TypeError, ValueError, re.error) as e:
+    found = _targets(config, keys)
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise UserError(f'malformed field: {e}', where, 'restore the file') from e
   if not found:
     raise UserError(
@@ -59,26 +60,34 @@ def targets(config: Mapping[str, Any], keys: Sequence[str], where: str) -> list[
   return found
 
 
-def _is_target(config: Mapping[str, Any], key: str) -> bool:
-  """As `check_target_module_exists` of peft/tuners/tuners_utils.py decides it."""
+def _targets(config: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+  """As `check_target_module_exists` of peft/tuners/tuners_utils.py decides it, key by key."""
 
-  def named(names: Any) -> bool:
+  def named(names: Any) -> frozenset[str]:
     if isinstance(names, str):
-      return bool(re.fullmatch(names, key))
-    return key in names or any(key.endswith(f'.{name}') for name in names)
+      return patterns.fullmatches(names, keys)
+    ends = tuple(f'.{name}' for name in names)
+    return frozenset(key for key in keys if key in names or key.endswith(ends))
 
   wanted, layers = config['target_modules'], config.get('layers_to_transform')
-  if (excluded := config.get('exclude_modules')) and named(excluded):
-    return False
-  if isinstance(wanted, str) and wanted.lower() == 'all-linear':
-    return True
-  if isinstance(wanted, str) or key in wanted or layers in (None, []) or not named(wanted):
-    return named(wanted)
-  patterns = config.get('layers_pattern') or r'[^.]*'
-  patterns = [patterns] if isinstance(patterns, str) else patterns
-  found = (re.match(rf'(?:^|.*?\.){pattern}\.(?P<index>\d+)\.', key) for pattern in patterns)
-  layer = next((int(match['index']) for match in found if match), None)
-  return layer is not None and layer in ([layers] if isinstance(layers, int) else layers)
+  excluded = named(config.get('exclude_modules') or [])
+  everything = isinstance(wanted, str) and wanted.lower() == 'all-linear'
+  chosen = frozenset(keys) if everything else named(wanted)
+  if not isinstance(wanted, str) and layers not in (None, []):
+    layers = [layers] if isinstance(layers, int) else layers
+    inside = _layer_numbers(config.get('layers_pattern') or '[^.]*', keys)
+    chosen = frozenset(key for key in chosen if key in wanted or inside.get(key) in layers)
+  return [key for key in keys if key in chosen - excluded]
+
+
+def _layer_numbers(pattern: str | Sequence[str], keys: Sequence[str]) -> dict[str, int]:
+  """Number of the layer of each key whose name before the number ends as a pattern says."""
+  parts = {key: re.fullmatch(r'(.*?)\.(\d+)\..*', key) for key in keys}
+  inside = {key: (match[1], int(match[2])) for key, match in parts.items() if match}
+  names = {name for name, _ in inside.values()}
+  listed = [pattern] if isinstance(pattern, str) else pattern
+  found = [patterns.fullmatches(rf'(?:.*\.)?(?:{one})', names) for one in listed]
+  return {key: layer for key, (name, layer) in inside.items() if name in frozenset().union(*found)}
 
 
 class Scaling:
@@ -90,19 +99,19 @@ class Scaling:
     dropout: As trained with.
   """
 
-  def __init__(self, config: Mapping[str, Any], where: str):
+  def __init__(self, config: Mapping[str, Any], keys: Sequence[str], where: str):
+    """Reads `config`, of an adapter on linear maps whose full names are `keys`."""
     try:
       self._root = bool(config.get('use_rslora'))
       self._rank, self.alpha = int(config['r']), float(config['lora_alpha'])
-      self._ranks = {k: int(v) for k, v in (config.get('rank_pattern') or {}).items()}
-      self._alphas = {k: float(v) for k, v in (config.get('alpha_pattern') or {}).items()}
+      ranks = {k: int(v) for k, v in (config.get('rank_pattern') or {}).items()}
+      alphas = {k: float(v) for k, v in (config.get('alpha_pattern') or {}).items()}
       self.dropout = float(config.get('lora_dropout') or 0.0)
       self.scale = self._scale(self._rank, self.alpha)
-      good = min((self._rank, *self._ranks.values())) > 0 < self.scale
-      good &= all(map(math.isfinite, (self.scale, *self._alphas.values())))
-      for pattern in (*self._ranks, *self._alphas):
-        re.compile(pattern)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, re.error) as e:
+      good = min((self._rank, *ranks.values())) > 0 < self.scale
+      good &= all(map(math.isfinite, (self.scale, *alphas.values())))
+      self._ranks, self._alphas = _by_pattern(ranks, keys), _by_pattern(alphas, keys)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
       raise UserError(f'malformed field: {e}', where, 'restore the file') from e
     if not good:
       raise UserError('impossible ranks or scales', where, 'restore the file')
@@ -112,15 +121,17 @@ class Scaling:
 
   def rank(self, key: str) -> int:
     """Rank of the linear map of that full name."""
-    return _by_pattern(self._ranks, key, self._rank)
+    return self._ranks.get(key, self._rank)
 
   def relative(self, key: str) -> float:
     """Its scale over `scale`."""
-    alpha = _by_pattern(self._alphas, key, self.alpha)
-    return self._scale(self.rank(key), alpha) / self.scale
+    return self._scale(self.rank(key), self._alphas.get(key, self.alpha)) / self.scale
 
 
-def _by_pattern(patterns: Mapping[str, T], key: str, default: T) -> T:
-  """Value of the first pattern that matches the end of a name, as PEFT's `get_pattern_key`."""
-  found = (v for pattern, v in patterns.items() if re.match(rf'(.*\.)?({pattern})$', key))
-  return next(found, default)
+def _by_pattern(values: Mapping[str, T], keys: Sequence[str]) -> dict[str, T]:
+  """Value of the first pattern that matches the end of each key, as PEFT's `get_pattern_key`."""
+  found: dict[str, T] = {}
+  for pattern, value in values.items():
+    for key in patterns.fullmatches(rf'(?:.*\.)?(?:{pattern})', keys):
+      found.setdefault(key, value)
+  return found

@@ -38,7 +38,19 @@ def load_params(
 
 
 def _replace(kind: str, path: str, value: jax.Array) -> dict[str, jax.Array]:
-  if not (path.startswith('layers/') and path.endswith('/kernel')):
+  like = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
+  places = {name: leaf.sharding for name, leaf in shapes(kind, path, like).items()}
+  if len(places) == 1:
+    return {path: value}
+  quantize = jax.jit(quantize_kernel, static_argnames='kind', out_shardings=tuple(places.values()))
+  made = jax.block_until_ready(quantize(value, kind=kind))
+  value.delete()
+  return dict(zip(places, made, strict=True))
+
+
+def shapes(kind: str, path: str, value: jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
+  """What is kept of a parameter, with shardings: itself, or integers and their scales."""
+  if not (path.startswith('layers/') and path.endswith('/kernel')) or kind == 'none':
     return {path: value}
   assert isinstance(value.sharding, NamedSharding)
   mesh = value.sharding.mesh
@@ -46,14 +58,13 @@ def _replace(kind: str, path: str, value: jax.Array) -> dict[str, jax.Array]:
   groups = _groups(kind, value.shape[1])
   parts = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(inputs))
   by_group = PartitionSpec(stack, inputs if groups % parts == 0 else None, outputs)
-  quantize = jax.jit(
-    quantize_kernel,
-    static_argnames='kind',
-    out_shardings=(value.sharding, NamedSharding(mesh, by_group)),
-  )
-  integers, scale = jax.block_until_ready(quantize(value, kind=kind))
-  value.delete()
-  return {path: integers, f'{path}_scale': scale}
+  scale = (value.shape[0], groups, value.shape[2])
+  return {
+    path: jax.ShapeDtypeStruct(value.shape, DTYPES[kind], sharding=value.sharding),
+    f'{path}_scale': jax.ShapeDtypeStruct(
+      scale, jnp.float32, sharding=NamedSharding(mesh, by_group)
+    ),
+  }
 
 
 def _groups(kind: str, inputs: int) -> int:

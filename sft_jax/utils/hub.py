@@ -21,6 +21,7 @@ T = TypeVar('T')
 
 # A request that failed in passing is sent again after 1, 2, 4 and 8 seconds, while nothing arrives.
 TRIES, FIRST_WAIT_S = 5, 1.0
+_LONGEST_NAME = 255  # bytes, of most file systems
 _COMMIT = re.compile(r'[0-9a-f]{40}')
 
 
@@ -183,11 +184,14 @@ def _inside(revision: str) -> bool:
 
 def _checked_file(asked: Snapshot, sibling: Any) -> File:
   """What a server says becomes paths on this machine: nothing may leave its directory."""
-  name, size = sibling.rfilename, sibling.size
+  name, size = str(sibling.rfilename), sibling.size
   blob = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
   parts = name.replace('\\', '/').split('/')
-  if '..' in parts or '' in parts or not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', blob or ''):
-    raise UserError(f'the hub lists {name!r} as {blob!r}', str(asked), 'do not use this server')
+  outside = '..' in parts or '' in parts or '\0' in name
+  outside |= any(len(part.encode(errors='surrogatepass')) > _LONGEST_NAME for part in parts)
+  if outside or not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', blob or ''):
+    what = f'the hub lists {name!r:.200} as {blob!r:.200}'
+    raise UserError(what, str(asked), 'do not use this server')
   return File(name, int(size or 0), blob)
 
 

@@ -5,6 +5,7 @@ import email.utils
 import errno
 import re
 import time
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,13 +98,16 @@ def explain(
   if 'ProxyError' in named:
     return _unreached('the proxy fails', named['ProxyError'], where)
   if 'TimeoutException' in named:
+    asked = _asked(named['TimeoutException'])
+    whose = 'the hub' if asked == constants.ENDPOINT else asked
     return UserError(
-      f'the hub gives no answer for {constants.HF_HUB_DOWNLOAD_TIMEOUT:g} s (tried {tries} times)',
+      f'{whose} gives no answer for {constants.HF_HUB_DOWNLOAD_TIMEOUT:g} s (tried {tries} times)',
       where,
       f'{_AGAIN}; HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer',
     )
   if 'ConnectError' in named:
-    return _unreached(f'cannot reach {constants.ENDPOINT}', named['ConnectError'], where)
+    failed = named['ConnectError']
+    return _unreached(f'cannot reach {_asked(failed)}', failed, where)
   for name in _CUT_OFF:
     if name in named:
       text = without_token(str(named[name]))
@@ -115,6 +119,18 @@ def explain(
   if {'HTTPError', 'InvalidURL', 'TransportError'} & named.keys():
     return _unreached(f'{constants.ENDPOINT} does not answer as a hub does', error, where)
   return None
+
+
+def _asked(error: BaseException) -> str:
+  """Who was asked: the hub, or the storage that it redirects to, which firewalls often forget."""
+  from huggingface_hub import constants
+
+  try:
+    url = error.request.url  # type: ignore[attr-defined]  # a property that may raise
+  except (AttributeError, RuntimeError):
+    return str(constants.ENDPOINT)
+  hub = urllib.parse.urlsplit(constants.ENDPOINT)
+  return str(constants.ENDPOINT) if url.host == hub.hostname else f'{url.scheme}://{url.host}'
 
 
 def _unreached(what: str, error: BaseException, where: str) -> UserError:

@@ -6,135 +6,50 @@ import math
 import numpy as np
 import pytest
 
-from sft_jax.models import families, rope
+from sft_jax.models import families, published, rope
 from sft_jax.models.config import ModelConfig
 from sft_jax.utils.errors import UserError
 from tests import zoo
 
-# Published values of `config.json`, and the number of parameters the model's page or safetensors
-# index states (of LLM-jp-3 and Sarashina-2: added up by hand), tied heads counted once.
-LLAMA3 = {'hidden_size': 4096, 'intermediate_size': 14336, 'num_attention_heads': 32,
-          'num_hidden_layers': 32, 'num_key_value_heads': 8, 'rope_theta': 500000.0,
-          'max_position_embeddings': 8192, 'rms_norm_eps': 1e-5, 'vocab_size': 128256}  # fmt: skip
-MISTRAL = LLAMA3 | {'vocab_size': 32000, 'sliding_window': 4096, 'rope_theta': 10000.0}
-LLAMA31_ROPE = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
-                'original_max_position_embeddings': 8192, 'rope_type': 'llama3'}  # fmt: skip
-PUBLIC = {
-  'meta-llama/Meta-Llama-3-8B': ('Llama', LLAMA3, 8_030_261_248),
-  'hfl/llama-3-chinese-8b': ('Llama', LLAMA3, 8_030_261_248),
-  'tokyotech-llm/Llama-3-Swallow-8B-v0.1': ('Llama', LLAMA3, 8_030_261_248),
-  'meta-llama/Llama-3.1-8B': (
-    'Llama', LLAMA3 | {'rope_scaling': LLAMA31_ROPE, 'max_position_embeddings': 131072},
-    8_030_261_248,
-  ),
-  'meta-llama/Llama-3.1-70B': (
-    'Llama', LLAMA3 | {'hidden_size': 8192, 'intermediate_size': 28672, 'num_attention_heads': 64,
-                       'num_hidden_layers': 80, 'rope_scaling': LLAMA31_ROPE}, 70_553_706_496,
-  ),
-  'meta-llama/Llama-3.2-1B': (
-    'Llama', LLAMA3 | {'hidden_size': 2048, 'intermediate_size': 8192, 'num_hidden_layers': 16,
-                       'head_dim': 64, 'tie_word_embeddings': True,
-                       'rope_scaling': LLAMA31_ROPE | {'factor': 32.0}}, 1_235_814_400,
-  ),
-  'meta-llama/Llama-3.2-3B': (
-    'Llama', LLAMA3 | {'hidden_size': 3072, 'intermediate_size': 8192, 'num_hidden_layers': 28,
-                       'num_attention_heads': 24, 'head_dim': 128, 'tie_word_embeddings': True,
-                       'rope_scaling': LLAMA31_ROPE | {'factor': 32.0}}, 3_212_749_824,
-  ),
-  '01-ai/Yi-1.5-9B': (
-    'Llama', {'hidden_size': 4096, 'intermediate_size': 11008, 'num_attention_heads': 32,
-              'num_hidden_layers': 48, 'num_key_value_heads': 4, 'vocab_size': 64000,
-              'rope_theta': 5000000.0, 'max_position_embeddings': 4096, 'rms_norm_eps': 1e-6},
-    8_829_407_232,
-  ),
-  'llm-jp/llm-jp-3-7.2b': (
-    'Llama', {'hidden_size': 4096, 'intermediate_size': 11008, 'num_attention_heads': 32,
-              'num_hidden_layers': 32, 'num_key_value_heads': 32, 'vocab_size': 99584,
-              'rope_theta': 10000, 'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5},
-    7_292_063_744,
-  ),
-  'sbintuitions/sarashina2-7b': (
-    'Llama', {'hidden_size': 4096, 'intermediate_size': 11008, 'num_attention_heads': 32,
-              'num_hidden_layers': 32, 'num_key_value_heads': 32, 'vocab_size': 102400,
-              'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5}, 7_315_132_416,
-  ),
-  'mistralai/Mistral-7B-v0.1': ('Mistral', MISTRAL, 7_241_732_096),
-  'itpossible/Chinese-Mistral-7B-v0.1': (
-    'Mistral', MISTRAL | {'vocab_size': 63776}, 7_502_041_088,
-  ),
-  'tokyotech-llm/Swallow-MS-7b-v0.1': ('Mistral', MISTRAL | {'vocab_size': 42800}, 7_330_205_696),
-  'Qwen/Qwen2.5-7B': (
-    'Qwen2', {'hidden_size': 3584, 'intermediate_size': 18944, 'num_attention_heads': 28,
-              'num_hidden_layers': 28, 'num_key_value_heads': 4, 'vocab_size': 152064,
-              'rope_theta': 1000000.0, 'use_sliding_window': False, 'sliding_window': 131072,
-              'max_window_layers': 28, 'max_position_embeddings': 131072}, 7_615_616_512,
-  ),
-  'Qwen/Qwen3-8B': (
-    'Qwen3', {'hidden_size': 4096, 'intermediate_size': 12288, 'num_attention_heads': 32,
-              'num_hidden_layers': 36, 'num_key_value_heads': 8, 'head_dim': 128,
-              'vocab_size': 151936, 'rope_theta': 1000000, 'attention_bias': False},
-    8_190_735_360,
-  ),
-  'google/gemma-2-9b': (
-    'Gemma2', {'hidden_size': 3584, 'intermediate_size': 14336, 'num_attention_heads': 16,
-               'num_hidden_layers': 42, 'num_key_value_heads': 8, 'head_dim': 256,
-               'vocab_size': 256000, 'hidden_act': 'gelu_pytorch_tanh'}, 9_241_705_984,
-  ),
-  'google/gemma-2-2b': (
-    'Gemma2', {'hidden_size': 2304, 'intermediate_size': 9216, 'num_attention_heads': 8,
-               'num_hidden_layers': 26, 'num_key_value_heads': 4, 'head_dim': 256,
-               'vocab_size': 256000}, 2_614_341_888,
-  ),
-  'google/gemma-3-1b-pt': (
-    'Gemma3', {'hidden_size': 1152, 'intermediate_size': 6912, 'num_attention_heads': 4,
-               'num_hidden_layers': 26, 'num_key_value_heads': 1, 'head_dim': 256,
-               'vocab_size': 262144, 'sliding_window': 512, 'sliding_window_pattern': 6},
-    999_885_952,
-  ),
-  'allenai/OLMo-7B-hf': (
-    'Olmo', {'hidden_size': 4096, 'intermediate_size': 11008, 'num_attention_heads': 32,
-             'num_hidden_layers': 32, 'num_key_value_heads': 32, 'vocab_size': 50304,
-             'clip_qkv': None}, 6_888_095_744,
-  ),
-  'allenai/OLMo-2-1124-7B': (
-    'Olmo2', {'hidden_size': 4096, 'intermediate_size': 11008, 'num_attention_heads': 32,
-              'num_hidden_layers': 32, 'num_key_value_heads': 32, 'vocab_size': 100352,
-              'rope_theta': 500000, 'rms_norm_eps': 1e-6}, 7_298_617_344,
-  ),
-  'HuggingFaceTB/SmolLM3-3B': (
-    'SmolLM3', {'hidden_size': 2048, 'intermediate_size': 11008, 'num_attention_heads': 16,
-                'num_hidden_layers': 36, 'num_key_value_heads': 4, 'vocab_size': 128256,
-                'tie_word_embeddings': True}, 3_075_098_624,
-  ),
-  'microsoft/Phi-3-mini-4k-instruct': (
-    'Phi3', {'hidden_size': 3072, 'intermediate_size': 8192, 'num_attention_heads': 32,
-             'num_hidden_layers': 32, 'num_key_value_heads': 32, 'vocab_size': 32064,
-             'sliding_window': 2047}, 3_821_079_552,
-  ),
-  'microsoft/phi-4': (
-    'Phi3', {'hidden_size': 5120, 'intermediate_size': 17920, 'num_attention_heads': 40,
-             'num_hidden_layers': 40, 'num_key_value_heads': 10, 'vocab_size': 100352,
-             'max_position_embeddings': 16384, 'rope_theta': 250000}, 14_659_507_200,
-  ),
-  'ibm-granite/granite-3.1-8b-base': (
-    'Granite', {'hidden_size': 4096, 'intermediate_size': 12800, 'num_attention_heads': 32,
-                'num_hidden_layers': 40, 'num_key_value_heads': 8, 'vocab_size': 49155,
-                'tie_word_embeddings': True, 'attention_multiplier': 0.0078125,
-                'embedding_multiplier': 12.0, 'logits_scaling': 16.0,
-                'residual_multiplier': 0.22}, 8_170_848_256,
-  ),
-}  # fmt: skip
+# The number of parameters that a model's page or safetensors index states (of LLM-jp-3 and
+# Sarashina-2: added up by hand), tied heads counted once.
+COUNTS = {
+  'meta-llama/Meta-Llama-3-8B': 8_030_261_248,
+  'hfl/llama-3-chinese-8b': 8_030_261_248,
+  'tokyotech-llm/Llama-3-Swallow-8B-v0.1': 8_030_261_248,
+  'meta-llama/Llama-3.1-8B': 8_030_261_248,
+  'meta-llama/Llama-3.1-70B': 70_553_706_496,
+  'meta-llama/Llama-3.2-1B': 1_235_814_400,
+  'meta-llama/Llama-3.2-3B': 3_212_749_824,
+  '01-ai/Yi-1.5-9B': 8_829_407_232,
+  'llm-jp/llm-jp-3-7.2b': 7_292_063_744,
+  'sbintuitions/sarashina2-7b': 7_315_132_416,
+  'mistralai/Mistral-7B-v0.1': 7_241_732_096,
+  'itpossible/Chinese-Mistral-7B-v0.1': 7_502_041_088,
+  'tokyotech-llm/Swallow-MS-7b-v0.1': 7_330_205_696,
+  'Qwen/Qwen2.5-7B': 7_615_616_512,
+  'Qwen/Qwen3-8B': 8_190_735_360,
+  'google/gemma-2-9b': 9_241_705_984,
+  'google/gemma-2-2b': 2_614_341_888,
+  'google/gemma-3-1b-pt': 999_885_952,
+  'allenai/OLMo-7B-hf': 6_888_095_744,
+  'allenai/OLMo-2-1124-7B': 7_298_617_344,
+  'HuggingFaceTB/SmolLM3-3B': 3_075_098_624,
+  'microsoft/Phi-3-mini-4k-instruct': 3_821_079_552,
+  'microsoft/phi-4': 14_659_507_200,
+  'ibm-granite/granite-3.1-8b-base': 8_170_848_256,
+}
 
 
 def read(family, raw):
   return ModelConfig.from_hf({'architectures': [f'{family}ForCausalLM'], **raw})
 
 
-@pytest.mark.parametrize('name', PUBLIC)
-def test_public_models_have_their_number_of_parameters(name):
-  family, raw, count = PUBLIC[name]
-  cfg = read(family, raw)
-  assert sum(math.prod(shape) for shape in families.shapes(cfg).values()) == count
+def test_public_models_have_their_number_of_parameters():
+  assert set(COUNTS) == set(published.MODELS)
+  for name, count in COUNTS.items():
+    cfg = ModelConfig.from_hf(published.raw_config(name))
+    assert sum(math.prod(shape) for shape in families.shapes(cfg).values()) == count, name
 
 
 def test_defaults_are_those_of_transformers():
@@ -212,6 +127,14 @@ TINY = {
     ('Llama', {'rope_scaling': {'type': 'longrope', 'long_factor': [1.0] * 10**4}}, 'lacks short'),
     ('Llama', {'quantization_config': {'quant_method': 'gptq'}}, "weights quantised as 'gptq'"),
     ('Llama', {'quantization_config': ['x' * 10**6]}, 'xxx'),
+    ('Llama', {'quantization_config': {'load_in_8bit': True}}, "quantised as 'load_in_8bit'"),
+    ('Llama', {'compression_config': {'quant_method': 'compressed-tensors'}}, "as 'compressed-t"),
+    ('Llama', {'tie_word_embeddings': 'false'}, "tie_word_embeddings='false' is neither"),
+    ('Llama', {'attention_bias': 'no'}, "attention_bias='no' is neither"),
+    ('Qwen2', {'use_sliding_window': 'no'}, "use_sliding_window='no' is neither"),
+    ('Llama', {'architectures': {'a': 1}}, "unsupported architecture {'a': 1}"),
+    ('Llama', {'architectures': [['LlamaForCausalLM']]}, 'unsupported architecture ['),
+    ('Llama', {'model_type': None, 'auto_map': {'AutoModelForCausalLM': 'm.X'}}, 'code of its own'),
     ('Llama', {'hidden_size': float('inf')}, 'missing or malformed'),
     ('Llama', {'hidden_size': None}, 'missing or malformed'),
     ('Llama', {'num_attention_heads': 3}, 'num_attention_heads=3'),

@@ -59,12 +59,18 @@ def test_targets(targets, modules):
   [('w_q', "'w_q' matches no linear module"), ('q_proj,lm_head', "'lm_head' matches no"),
    ('attn/q', 'matches no'),
    ('q_proj,(v_proj,o_proj', "'(v_proj,o_proj' is no regular"), ('q_proj),v_proj', 'no regular'),
-   ('[', 'no regular expression'), (' , ', 'no target modules')],
+   ('[', 'no regular expression'), (' , ', 'no target modules'),
+   # Among them what Python's `re` needs years or memory for, or ends in an error of its own with.
+   ('((((.+)+)+)+)+X', 'matches no linear module'), ('(.*)*' * 20 + 'X', 'matches no linear'),
+   ('q_proj{99999999999}', 'matches no linear'), ('(' * 3000 + ')' * 3000, 'matches no linear'),
+   ('(((a{999}){999}){999}){999}', 'no regular expression'), ('q_proj(?=x)', 'no regular'),
+   ('q_proj)(v_proj', 'no regular'), ('q_proj\\', 'no regular'), ('\ud800', 'no regular')],
 )  # fmt: skip
 def test_targets_that_match_nothing(targets, words):
   with pytest.raises(UserError) as e:
     lora.match_targets(common.config(), targets)
   assert words in str(e.value) and e.value.where == 'config.lora.targets' and e.value.how
+  assert len(str(e.value)) < 700 and '\n' not in str(e.value)
 
 
 def test_modules_and_shapes_are_those_of_peft():

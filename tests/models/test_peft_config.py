@@ -85,6 +85,18 @@ def test_what_peft_adapts_is_adapted(settings, modules, layers, tiny_llama_dir, 
     ({'target_modules': None}, 'malformed field'),
     ({'target_modules': '('}, 'malformed field'),
     ({'rank_pattern': {'(': 4}}, 'malformed field'),
+    # What Python's `re` would take years for.
+    ({'target_modules': '((((.+)+)+)+)+X'}, 'names no linear map'),
+    ({'rank_pattern': {'((((.+)+)+)+)+X': 4}, 'target_modules': ['v_proj']}, 'is missing'),
+    (
+      {
+        'target_modules': ['q_proj'],
+        'layers_to_transform': [0, 2],
+        'layers_pattern': '((((.+)+)+)+)+X',
+      },
+      'names no linear map',
+    ),
+    ({'target_modules': '(?!x)q_proj'}, 'malformed field'),
     ({'rank_pattern': {'q_proj': 10**12}}, 'has shape .* not '),
     ({'alpha_pattern': {'q_proj': float('nan')}}, 'impossible ranks or scales'),
     ({'rank_pattern': {'q_proj': 0}}, 'impossible ranks or scales'),

@@ -1,0 +1,119 @@
+"""Fused kernels against plain attention: groups, segments, soft cap, windows, runs, meshes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sft_jax.models import attention, decoder, layers
+from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import mesh as mesh_lib
+
+B, T, N, K, H = 1, 256, 2, 1, 32
+CFG = ModelConfig.from_hf(
+  {
+    'architectures': ['LlamaForCausalLM'],
+    'hidden_size': N * H,
+    'intermediate_size': 64,
+    'num_attention_heads': N,
+    'num_key_value_heads': K,
+    'num_hidden_layers': 2,
+    'vocab_size': 64,
+  }
+)
+FAMILIES = {
+  'plain': CFG,
+  'soft cap': dataclasses.replace(CFG, attn_softcap=5.0),
+  'a window in all layers': dataclasses.replace(CFG, windows=(150, 150)),
+  'a window in some': dataclasses.replace(CFG, windows=(150, 0), attn_softcap=30.0),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+  """Several blocks in a short row."""
+  monkeypatch.setattr(attention, '_BLOCKS', (128,))
+
+
+def inputs(rows=B, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(0), 3)
+  draw = lambda key, *shape: jax.random.normal(key, shape, jnp.float32).astype(dtype)
+  q, k, v = draw(keys[0], rows, T, N, H), draw(keys[1], rows, K, H, T), draw(keys[2], rows, K, T, H)
+  # Three texts and padding in a row, at other places in each.
+  ends = np.array([[70 + 3 * i, 150 + i, 240 - i] for i in range(rows)])
+  segments = (np.arange(T)[None, :, None] >= ends[:, None]).sum(-1)
+  return q, k, v, jnp.asarray((segments + 1) % 4, jnp.int32)
+
+
+def reference(cfg, q, k, v, segments, window):
+  mask = decoder.causal_mask(segments)
+  index = jnp.arange(T)
+  if window is not None:
+    mask &= ((index[:, None] - index[None, :]) < window)[None]
+  return layers.attention(q, k, v, mask, scale=cfg.query_scale, softcap=cfg.attn_softcap)
+
+
+def splash(cfg, q, k, v, segments, window, mesh=None):
+  return attention.fused('splash', cfg, q, k, v, segments, window, mesh=mesh, interpret=True)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_splash_is_plain_attention(name):
+  cfg = FAMILIES[name]
+  q, k, v, segments = inputs()
+  sizes = [size or 2**31 - 1 for size in cfg.windows] if any(cfg.windows) else [None]
+  for size in sizes:
+    window = None if size is None else jnp.int32(size)
+
+    @jax.jit
+    def both(q, k, v, window=window):
+      weight = jnp.cos(jnp.arange(N * H))[None, None]
+      loss = lambda fn: lambda *args: (fn(cfg, *args, segments, window) * weight).sum()
+      out = [fn(cfg, q, k, v, segments, window) for fn in (reference, splash)]
+      return out, [jax.grad(loss(fn), (0, 1, 2))(q, k, v) for fn in (reference, splash)]
+
+    (wanted, found), (slopes, others) = both(q, k, v)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    for one, other in zip(slopes, others, strict=True):
+      np.testing.assert_allclose(other, one, atol=2e-4)
+
+
+def test_splash_in_bfloat16_rounds_like_it():
+  q, k, v, segments = inputs(dtype=jnp.bfloat16)
+  exact = reference(CFG, *(x.astype(jnp.float32) for x in (q, k, v)), segments, None)
+  wanted, found = (fn(CFG, q, k, v, segments, None) for fn in (reference, splash))
+  error = lambda x: float(jnp.abs(x.astype(jnp.float32) - exact).mean())
+  assert found.dtype == jnp.bfloat16 and error(found) < 1.5 * error(wanted)
+
+
+def test_splash_under_a_cohort_s_vmap():
+  q, k, v, segments = inputs(rows=4)
+  runs = lambda x: x.reshape(2, 2, *x.shape[1:])
+  fn = functools.partial(splash, CFG)
+  found = jax.vmap(fn, in_axes=(0, 0, 0, 0, None))(*map(runs, (q, k, v, segments)), None)
+  np.testing.assert_allclose(
+    found.reshape(4, T, -1), reference(CFG, q, k, v, segments, None), atol=2e-5
+  )
+
+
+def test_splash_over_a_mesh():
+  mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
+  q, k, v, segments = inputs(rows=4)
+  cut = lambda x: jax.device_put(x, NamedSharding(mesh, P(('data', 'fsdp'))))
+  found = jax.jit(lambda *args: splash(CFG, *args, None, mesh))(*map(cut, (q, k, v, segments)))
+  np.testing.assert_allclose(found, reference(CFG, q, k, v, segments, None), atol=2e-5)
+
+
+def test_choice():
+  choose = functools.partial(attention.choose, dtype=jnp.bfloat16)
+  assert choose('auto', CFG, 4096, 'tpu') == 'splash' and choose('auto', CFG, 4096, 'cpu') == 'xla'
+  assert choose('auto', CFG, 4000, 'tpu') == 'xla'  # no multiple of a block
+  assert choose('cudnn', CFG, 4096, 'gpu') == 'cudnn'
+  capped = FAMILIES['soft cap']
+  assert choose('cudnn', capped, 4096, 'gpu') == 'xla'
+  assert attention.choose('cudnn', CFG, 4096, 'gpu', jnp.float32) == 'xla'
