@@ -12,8 +12,9 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
 
   config.model = ConfigDict()
-  # Hub id (optionally id@revision), local directory, .gguf file, or wheel:<package>==<version>; of
-  # --mode=eval also run:WORKDIR[@STEP], or endpoint:MODEL@URL (OpenAI-compatible).
+  # Hub id (optionally id@revision), directory (local, or gs://… in an object store), .gguf file, or
+  # wheel:<package>==<version>; of --mode=eval also run:WORKDIR[@STEP], or endpoint:MODEL@URL
+  # (OpenAI-compatible).
   config.model.path = ''
   config.model.name = ''  # Its name in the table; '' is the last part of the path.
   # none | int8 | int4: kernels of a frozen base in integers (LoRA only).
@@ -64,6 +65,8 @@ def get_config() -> ConfigDict:
   config.train.seeds.init = 42  # Initial adapters.
   config.train.seeds.dropout = 42
   config.train.remat = 'auto'  # auto | none | dots | full | offload: what layers recompute.
+  # auto | xla | splash (TPU) | cudnn (GPU): plain attention is taken where a kernel does not suit.
+  config.train.attention = 'auto'  # auto: splash on TPUs, else xla.
   config.train.loss_chunk = 0  # Supervised positions a row per chunk of the loss; 0 chooses.
   config.train.layout = 'packed'  # packed | padded; the update is the same.
   config.train.row_length = 0  # Tokens a packed row; 0 chooses.
@@ -145,6 +148,9 @@ def get_config() -> ConfigDict:
   config.study.engine = 'local'
   config.study.resources = 'CPU:1'  # Ray: what a process takes of one node, such as TPU:4 or GPU:1.
   config.study.workers = 0  # Ray: processes at once; 0 is as many as the cluster has room for.
+  # Most that --workdir may take, in GB and in files (directories count); 0 sets no limit.
+  config.study.quota_gb = 0.0
+  config.study.quota_files = 0
   # How often a failure that may pass (network, missing file) is tried again.
   config.study.retries = 2
   config.study.retry_failed = False  # Try runs again that an earlier start gave up.
@@ -169,6 +175,90 @@ def get_config() -> ConfigDict:
   config.report.bootstrap = 2000  # Draws of models for each interval.
   config.report.seed = 0  # Of the draws.
 
+  # --mode=choose: which of several data sets to train on, by a race within a budget. Everything else
+  # (model, method, epochs, config.data.size at full size) is as in a run.
+  config.choose = ConfigDict()
+  # Candidates, between commas: data sets, mixtures or files as in config.data; one with a comma in
+  # it stands in single quotes.
+  config.choose.data = ''
+  # What is to be improved, between commas: benchmarks as in config.eval.tasks, or a file of your
+  # own.
+  config.choose.target = ''
+  config.choose.guard = ''  # Benchmarks that may not fall: TASK>=POINTS, such as mmlu:ll>=-1.0.
+  # What may be spent: of time, 6h, 90m or 600s, evaluation included; or, in training alone, such as
+  # '3e6 tokens', '1e17 flops' or '20000 examples'.
+  config.choose.budget = ''
+  config.choose.rates = ''  # Learning rates to try, between commas; '' takes config.train's.
+  # Examples at each rung, between commas, 0 for all; '' is a sixteenth, a quarter and all of
+  # config.data.size, or of the largest candidate.
+  config.choose.sizes = ''
+  config.choose.seeds = 2  # Runs of each candidate and learning rate at a rung.
+  config.choose.final_seeds = 3  # The same at full size.
+  config.choose.least_gain = 0.0  # Points over the base that are worth having.
+  config.choose.error = 0.05  # Chance that the best candidate is shown to be worse than another.
+  config.choose.most_leak = 0.1  # Candidates that hold a larger share of a task are out.
+  # Count a change of an item only where an answer was found before and after: not what only makes
+  # answers readable.
+  config.choose.ability_only = True
+  # A table of results, csv or parquet, of other models: where it has a target and a candidate's
+  # name, the race starts from what it leads to expect.
+  config.choose.prior = ''
+  # MODEL@URL of a served model to compare with, such as the one in production.
+  config.choose.endpoint = ''
+
+  # --mode=recommend: what a table of results leads to expect before any training.
+  config.recommend = ConfigDict()
+  config.recommend.table = ''  # csv or parquet with the released header.
+  config.recommend.target = ''  # Score columns of it, between commas; their mean counts.
+  # Candidates, between commas: names of the table, or data as in config.choose.data; '' is all of
+  # the table.
+  config.recommend.data = ''
+  config.recommend.base = ''  # The model asked about, by its name in the table: left out of it.
+  config.recommend.method = 'full'  # full | lora | both: rows that count.
+
+  # --mode=chat: with --workdir its run, beside the base it was trained from; else config.model.
+  config.chat = ConfigDict()
+  # A second model to answer beside the first: a path as in config.model.path, run:WORKDIR, or base
+  # (of a run or an adapter); none is nobody.
+  config.chat.beside = 'auto'  # auto: the base of a run or an adapter, and nobody beside a base.
+  # auto: as a run was trained; else the chat template, or study where the model has none.
+  config.chat.template = 'auto'  # auto | chat | study | raw
+  config.chat.system = ''  # What the models are told before the first question.
+  config.chat.max_new_tokens = 256
+  config.chat.temperature = 0.0  # 0 writes the likeliest token each time.
+  config.chat.seed = 0  # Of what is drawn at a temperature above 0.
+
+  # --mode=show-data: what of the data is shown.
+  config.show = ConfigDict()
+  config.show.records = 3  # 0 is all.
+  config.show.first = 0  # Number of the first, from 0.
+  config.show.part = 'train'  # train | heldout
+  config.show.steps = 0  # Optimiser steps whose rows are drawn, as packed.
+
+  # --mode=doctor
+  config.doctor = ConfigDict()
+  config.doctor.bench = False  # Also measure products, copies, all-gathers and a step.
+  config.doctor.timeout = 5.0  # Seconds to wait for a hub.
+
+  # --mode=plan: with a topology also what the study takes on chips that need not be here.
+  config.plan = ConfigDict()
+  # TPU slices, v5e:4x4 (or v5litepod-16), v5p:4x4x4, v6e:8x8, v4; GPUs, h100:8, a100:2x8 (nodes x
+  # GPUs). '' plans without.
+  config.plan.topology = ''
+  # Compile the programs for these chips: yes | no (only count) | auto (yes where this Python can
+  # and the study has few programs). TPUs need libtpu, GPUs jax's CUDA plugin; neither needs chips.
+  config.plan.compile = 'auto'
+  config.plan.evaluation = False  # Compile scoring and decoding too.
+  # Look for the best mesh, rows, remat and cohort, and compile so many candidates at most; 0 does
+  # not look.
+  config.plan.search = 0
+  config.plan.tokens = 0  # Tokens an example has on average; 0 takes train.max_length, the most.
+  config.plan.room = 1024  # Tokens a written text may have, prompt included.
+  config.plan.scored = 0.0  # Tokens read in the evaluation of one snapshot, prompts of all tasks.
+  config.plan.written = 0.0  # Tokens written in the evaluation of one snapshot.
+  config.plan.attained = 0.5  # Share of the roofline that hours assume; measure yours.
+  config.plan.price = 0.0  # Of a chip-hour, in whatever currency.
+
   config.log = ConfigDict()
   config.log.tensorboard = True  # Events beside metrics.jsonl; the first costs seconds of start.
 
@@ -177,6 +267,7 @@ def get_config() -> ConfigDict:
   config.mesh.fsdp = -1  # Devices that share one copy; -1 fills.
   config.mesh.tensor = 1  # Devices that split each matrix.
   config.mesh.allow_idle = False  # Run on the CPU though a GPU or TPU is present.
+  config.mesh.wait_seconds = 300  # For the other processes of a program to start.
 
   # Save and exit with status 3 after this long, and one step or evaluation task; 0 never.
   config.max_seconds = 0.0

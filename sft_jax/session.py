@@ -28,7 +28,7 @@ from sft_jax.utils import mixture
 # Training records of the data sets held in memory at once, the latest; others are read again.
 _RECORDS = 300_000
 # Factors that decide what the prepared data are, besides the tokenizer.
-_DATA_FACTORS = (
+DATA_FACTORS = (
   *('data_name', 'data_path', 'data_format', 'data_size', 'template', 'loss_on'),
   *('heldout_share', 'heldout_max', 'max_length', 'too_long', 'seed_data'),
 )
@@ -125,7 +125,7 @@ class Session:
     bench_files: Sequence[str],
     data_dir: str,
   ) -> str:
-    factors = {name: getattr(spec, name) for name in _DATA_FACTORS}
+    factors = {name: getattr(spec, name) for name in DATA_FACTORS}
     parts = list(mixture.weights(spec.data_name))
     if not spec.data_size and (spec.data_path or spec.data_name in datasets.DATASETS):
       del factors['seed_data']  # All records are taken, and their order is the sampler's.

@@ -10,6 +10,7 @@ import json
 import math
 from typing import Any
 
+from sft_jax.settings import SETTINGS
 from sft_jax.utils import mixture
 from sft_jax.utils.errors import UserError
 
@@ -81,43 +82,6 @@ FACTORS: dict[str, Factor] = {
   'alpha': Factor('lora.alpha', 'lora-alpha', 'run', low=0, positive=True),
   'dropout': Factor('lora.dropout', 'lora-dropout', 'run', low=0),
   'targets': Factor('lora.targets', 'lora-targets', 'static'),
-}
-
-# Settings that are no factors: they change no trained weights, but may be wrong all the same.
-# Key -> choices, or the smallest value.
-SETTINGS: dict[str, tuple[str, ...] | int] = {
-  'train.remat': ('auto', 'none', 'dots', 'full', 'offload'),
-  'train.layout': ('packed', 'padded'),
-  'train.loss_chunk': 0,
-  'train.row_length': 0,
-  'train.rows_per_micro': 0,
-  'eval.limit': 0,
-  'eval.template': ('train', 'raw', 'study', 'chat'),
-  'eval.precision': 0,
-  'eval.budget_seconds': 0,
-  'eval.seed': 0,
-  'eval.slots': 1,
-  'eval.run_code': ('no', 'yes', 'weak'),
-  'eval.train_limit': 0,
-  'eval.samples': 0,
-  'eval.max_new_tokens': 1,
-  'eval.tokens_per_batch': 1,
-  'checkpoint.every_seconds': 0,
-  'checkpoint.every_steps': 0,
-  'checkpoint.keep_states': 1,
-  'checkpoint.keep_weights': ('all', 'best', 'last', 'none'),
-  'export.format': ('none', 'hf', 'peft', 'delta'),
-  'export.dtype': ('float32', 'bfloat16', 'float16'),
-  'export.snapshot': ('last', 'best'),
-  'study.cohort_size': 0,
-  'study.equal': ('none', 'examples', 'supervised', 'steps', 'flops'),
-  'study.engine': ('local', 'ray'),
-  'study.workers': 0,
-  'study.retries': 0,
-  'study.lease_seconds': 1,
-  'report.bootstrap': 200,
-  'report.seed': 0,
-  'max_seconds': 0,
 }
 
 # Factors of the adapter: without meaning, and so without influence on identity, in a full run.

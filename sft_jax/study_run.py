@@ -15,13 +15,26 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from sft_jax.study import contract, cost, engine, plan, plan_text, ray_engine, status, table
+from sft_jax.parallel import topology
+from sft_jax.study import (
+  archive,
+  contract,
+  cost,
+  engine,
+  plan,
+  plan_text,
+  ray_engine,
+  status,
+  table,
+)
 from sft_jax.study.directory import StudyDirectory, StudyRecord
 from sft_jax.study.live import Live
-from sft_jax.utils import io, lease, log, process
+from sft_jax.utils import io, lease, log, peers, process
 from sft_jax.utils.errors import Interrupted, UserError
 
 Entries = Iterable[Mapping[str, Any]]
+# Most files and directories that a run leaves.
+_FILES = 60
 
 
 def run(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
@@ -31,11 +44,14 @@ def run(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
     UserError: bad input; or some runs were given up, which the tables say too.
     Interrupted: stopped; the same command continues.
   """
+  from sft_jax import study_sizes
   from sft_jax.train import loop
 
   entries = [dict(entry) for entry in entries]
   on_ray = config.study.engine == 'ray'
-  study = expand(config, entries, _ray_backend(config) if on_ray else _backend())
+  study = expand(config, entries, _ray_backend(config) if on_ray else _backend(config))
+  if config.study.equal != 'none':
+    cost.comparability(study, study_sizes.sizes(study))
   _say_study(study, workdir)
   with loop.StopSignal(config.max_seconds) as stop:
     try:
@@ -44,9 +60,12 @@ def run(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
       else:
         _work(study, config, workdir, stop, wait=config.study.wait)
     except Interrupted:
-      with contextlib.suppress(UserError):  # The stop is what is told.
-        table.collect(workdir)
+      if peers.is_first():
+        with contextlib.suppress(UserError):  # The stop is what is told.
+          table.collect(workdir)
       raise
+  if not peers.is_first():
+    return {}
   table.collect(workdir)
   return _end(workdir)
 
@@ -57,16 +76,38 @@ def plan_mode(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
   Raises:
     UserError: a bad run, or another study is in the workdir.
   """
-  on_ray = config.study.engine == 'ray'
-  study = expand(config, entries, _ray_backend(config) if on_ray else _backend())
-  for line in plan_text.lines(study):
-    log.say(line)
+  from sft_jax import study_sizes
+
+  if config.plan.topology:
+    backend = topology.parse(config.plan.topology).chip.platform
+  else:
+    backend = _ray_backend(config) if config.study.engine == 'ray' else _backend(config)
+  study = expand(config, entries, backend)
   place = StudyDirectory(workdir) if workdir else None
+  sizes = study_sizes.sizes(study)
+  for line in plan_text.lines(study, sizes):
+    log.say(line)
   if place is not None and (place.path / 'study.json').exists():
     changes = plan.compare_definitions(place.record().definition, study.definition())
     if changes:
       raise UserError(f'this workdir holds another study: {"; ".join(changes)}', workdir)
-  return plan_text.as_json(study)
+  return plan_text.as_json(study, sizes) | (
+    _on_chips(study, config, sizes) if config.plan.topology else {}
+  )
+
+
+def _on_chips(study: plan.Study, config: Any, sizes: cost.Sizes) -> dict[str, Any]:
+  """What the study takes on `config.plan.topology`."""
+  from sft_jax.ahead import plan as ahead_plan
+  from sft_jax.ahead import text
+
+  lengths = {key: data.tokens / data.examples for key, data in sizes.data.items() if data.tokens}
+  found = ahead_plan.plan(study, config, lengths)
+  log.say('')
+  for line in text.lines(found, config):
+    log.say(line)
+  ahead_plan.refuse_if_too_large(found)
+  return {'on_chips': text.as_json(found, config)}
 
 
 def status_mode(config: Any, workdir: str) -> dict[str, Any]:
@@ -101,12 +142,12 @@ def _check(run: Any) -> None:
   datasets.parts(run.data.name, run.data.path)
 
 
-def _backend() -> str:
+def _backend(config: Any) -> str:
   import jax
 
   from sft_jax.parallel import mesh as mesh_lib
 
-  mesh_lib.init_distributed()
+  mesh_lib.init_distributed(config.mesh.wait_seconds)
   return jax.default_backend()
 
 
@@ -132,38 +173,56 @@ def _files(study: plan.Study) -> list[str]:
   return sorted(paths)
 
 
-def _options(config: Any, wait: bool) -> engine.Options:
-  study = config.study
-  return engine.Options(study.retries, wait, study.lease_seconds, study.retry_failed)
+def _options(study: plan.Study, config: Any, workdir: str, wait: bool) -> engine.Options:
+  given = config.study
+  room = _Room(study, workdir, archive.Quota(int(given.quota_gb * 1e9), given.quota_files))
+  return engine.Options(given.retries, wait, given.lease_seconds, given.retry_failed, room)
 
 
-def _work(
-  study: plan.Study, config: Any, workdir: str, stop: contract.Stop, *, wait: bool
-) -> engine.Report:
-  """Works in this process."""
-  from sft_jax import runner
-  from sft_jax.session import Session
+class _Room:
+  """Makes sure that runs have room before they begin."""
 
-  session = Session(os.fspath(StudyDirectory(workdir).path / 'prepared'))
+  def __init__(self, study: plan.Study, workdir: str, quota: archive.Quota):
+    self._runs = {run.key: run for run in study.runs}
+    self._workdir, self._quota = workdir, quota
 
-  def run_cohort(
-    members: Sequence[tuple[Any, str]],
-    place: str,
-    stop: Any,
-    on_progress: contract.OnProgress,
-  ) -> Sequence[contract.Outcome]:
-    given = [runner.Member(config, path) for config, path in members]
-    return runner.run_cohort(given, place, session, stop, on_progress)
+  def __call__(self, keys: Sequence[str]) -> None:
+    """Raises UserError where the disk or the quota has no room for these runs."""
+    from sft_jax import study_sizes
 
-  return engine.work(
-    study,
-    workdir,
-    run_cohort,
-    stop,
-    compare=plan.compare_definitions,
-    files=_files(study),
-    options=_options(config, wait),
-  )
+    if io.is_remote(self._workdir):
+      return
+    runs = [self._runs[key] for key in keys]
+    size = study_sizes.model_size(runs[0])
+    if size is None:
+      return
+    there = [
+      archive.together(archive.usage(StudyDirectory(self._workdir).run(key))) for key in keys
+    ]
+    more = sum(cost.written_bytes(run, size) for run in runs) - sum(use.bytes for use in there)
+    files = _FILES * len(runs) - sum(use.files for use in there)
+    what = runs[0].name + (f' and {len(runs) - 1} more' if runs[1:] else '')
+    self._quota.require(self._workdir, max(more, 0), max(files, 0), what)
+
+
+def _work(study: plan.Study, config: Any, workdir: str, stop: contract.Stop, *, wait: bool) -> None:
+  """Works in this process, and those that form one program with it."""
+  from sft_jax.study_together import Together
+
+  together = Together(study, workdir)
+  if not peers.is_first():
+    together.follow(stop)
+    return
+  with together.leading():
+    engine.work(
+      study,
+      workdir,
+      together.run_cohort,
+      stop,
+      compare=plan.compare_definitions,
+      files=_files(study),
+      options=_options(study, config, workdir, wait),
+    )
 
 
 def _spread(
@@ -229,7 +288,7 @@ def ray_worker(given: str, where: Mapping[str, str], patient: bool) -> dict[str,
     if os.path.isdir(where['directory']):
       os.chdir(where['directory'])
     with loop.StopSignal() as stop, _stopped_by(epath.Path(where['stop']), stop):
-      study = expand(config, held['entries'], _backend())
+      study = expand(config, held['entries'], _backend(config))
       _work(study, config, where['workdir'], stop, wait=patient)
   except Interrupted:
     return {'error': ''}

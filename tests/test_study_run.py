@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from sft_jax import study_run
+from sft_jax.study import status
 from sft_jax.utils.errors import UserError
 from tests import tiny
 
@@ -73,6 +74,19 @@ def test_a_run_that_cannot_be_done_is_told_and_the_others_go_on(config, tmp_path
   assert 'config.train.learning_rate' in failure['reason'] and failure['kind'] == 'numbers'
   states = [row['state'] for row in table(workdir)]
   assert states.count('done') == 6 and 0 < states.count('failed') <= 3
+
+
+@pytest.mark.parametrize('quota', [{'study__quota_gb': 1e-5}, {'study__quota_files': 100}])
+def test_a_quota_ends_the_work_before_anything_is_written(config, tmp_path, quota):
+  workdir = tmp_path / 'w'
+  with pytest.raises(UserError, match='are left') as e:
+    run(config(**quota), workdir)
+  assert 'config.study.quota_gb' in e.value.how and '\n' not in str(e.value)
+  assert not list(workdir.glob('runs/*/rows.jsonl'))
+  assert run(config(), workdir)['done'] == 3
+  lines, told = status.status(workdir)
+  assert lines[-1].startswith('takes ') and told['disk']['weights']['bytes'] > 0
+  assert all(len(list(done.parent.rglob('*'))) <= 60 for done in workdir.glob('runs/*/done.json'))
 
 
 def test_data_that_shrank_are_refused_and_nothing_is_lost(config, tmp_path):

@@ -1,26 +1,19 @@
-"""The room a study takes: what is used, a quota, and what of finished runs is kept.
+"""The room a study takes: what is used, and a quota.
 
 Works on files alone, of one run's workdir or of a study's. Not for making weights small:
-`delta.py`; not for what leaves: `release.py`.
+`delta.py`; not for which are kept: `train/weights.py`; not for what leaves: `release.py`.
 """
 
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from sft_jax import results
 from sft_jax.study.delta import SUFFIX
 from sft_jax.utils import io
 from sft_jax.utils.errors import UserError
 
-# What of finished runs is kept: all; of weights of snapshots the best and the last; no weights.
-POLICIES = ('all', 'best-last', 'none')
-# Scores that decide which snapshot is best, lower first; the first one there is counts.
-BEST_BY = ('ppl-heldout-response', 'ppl-heldout')
 # Directory or beginning of a name, below a run or cohort -> kind. The first that fits counts.
 _KINDS = {
   'checkpoints': 'training state',
@@ -35,8 +28,6 @@ _KINDS = {
   'results': 'tables',
 }
 KINDS = (*dict.fromkeys(_KINDS.values()), 'deltas', 'records')
-# What is on its way out; a kill may leave it.
-_GOING = '.removed-'
 
 
 @dataclasses.dataclass
@@ -69,9 +60,12 @@ class Quota:
       UserError: the quota, or the disk, would be exceeded.
     """
     uses = usage(workdir) if self.bytes or self.files else {}
-    used = Use(sum(u.bytes for u in uses.values()), sum(u.files for u in uses.values()))
+    used = together(uses)
     largest = max(uses, key=lambda kind: uses[kind].bytes, default='')
-    how = f'raise the quota, keep less (all | best-last | none), or remove {largest}, the largest'
+    how = (
+      'raise config.study.quota_gb or quota_files, keep less (config.checkpoint.keep_weights), or '
+      f'remove {largest or "files"}'
+    )
     for unit, limit, has, more in (
       ('bytes', self.bytes, used.bytes, bytes),
       ('files', self.files, used.files, files),
@@ -110,10 +104,15 @@ def usage(workdir: str | os.PathLike[str]) -> dict[str, Use]:
   return found
 
 
+def together(uses: Mapping[str, Use]) -> Use:
+  """The sum."""
+  return Use(sum(u.bytes for u in uses.values()), sum(u.files for u in uses.values()))
+
+
 def lines(uses: Mapping[str, Use]) -> list[str]:
   """A table of `usage`, the largest first, and the sum."""
   shown = sorted((u.bytes, kind, u.files) for kind, u in uses.items() if u.files)[::-1]
-  total = Use(sum(u.bytes for u in uses.values()), sum(u.files for u in uses.values()))
+  total = together(uses)
   rows = [*shown, (total.bytes, 'together', total.files)]
   return [
     f'{kind:<15}{_number(size, "bytes"):>10}  {files:>8,} files' for size, kind, files in rows
@@ -136,60 +135,3 @@ def _number(value: int, unit: str) -> str:
     return f'{value:,} {unit}'
   power = min(int(math.log10(max(value, 1)) / 3), 4)
   return f'{value / 1000**power:.3g} {("B", "kB", "MB", "GB", "TB")[power]}'
-
-
-def retain(run_dir: str | os.PathLike[str], policy: str) -> Use:
-  """Removes what a finished run need not keep; doing it again changes nothing.
-
-  Its training state goes in any case. Rows, config, samples and logs always stay.
-
-  Args:
-    run_dir: A run's workdir; one that is not finished is left as it is.
-    policy: One of `POLICIES`; exports and deltas go only with 'none'.
-
-  Returns:
-    What was freed.
-
-  Raises:
-    UserError: an unknown policy, or it cannot be removed.
-  """
-  if policy not in POLICIES:
-    raise UserError(f'unknown policy {policy!r}', 'retention', f'use {", ".join(POLICIES)}')
-  run, freed = Path(run_dir), Use()
-  if not (run / 'done.json').exists():
-    return freed
-  going = [run / 'checkpoints']
-  weights = run / 'weights'
-  steps = (
-    sorted(int(p.name) for p in weights.iterdir() if p.name.isdigit()) if weights.is_dir() else []
-  )
-  if policy == 'none':
-    going += [weights, run / 'export']
-  elif policy == 'best-last':
-    kept = {*steps[-1:], best_step(io.read_jsonl(run / 'rows.jsonl'), steps)}
-    going += [weights / str(step) for step in steps if step not in kept]
-  with io.explain_os_errors(run):
-    left = [path for place in (run, weights) if place.is_dir() for path in place.iterdir()]
-    for path in [*going, *(path for path in left if path.name.startswith(_GOING))]:
-      if not path.exists():
-        continue
-      for use in usage(path).values():
-        freed.bytes, freed.files = freed.bytes + use.bytes, freed.files + use.files
-      freed.files += 1
-      # Gone at once for every reader, however long it takes.
-      out = path if path.name.startswith(_GOING) else path.with_name(f'{_GOING}{path.name}')
-      if out != path:
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(path, out)
-      shutil.rmtree(out)
-  return freed
-
-
-def best_step(rows: list[results.Row], steps: list[int]) -> int | None:
-  """Of `steps`, the one of the lowest held-out perplexity (the latest of equals), or None."""
-  held: dict[int, Any] = {row['step']: row for row in rows if row['step'] in steps}
-  for column in BEST_BY:
-    scored = [s for s in held if isinstance(held[s].get(column), (int, float))]
-    if scored:
-      return min(scored, key=lambda step: (held[step][column], -step))
-  return None

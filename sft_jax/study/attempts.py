@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.utils import lease
+from sft_jax.utils import hub_errors, lease
 from sft_jax.utils.errors import Diverged, OutOfMemory, UserError
 
 MEMORY, NUMBERS, OTHER, DEATH = 'memory', 'numbers', 'other', 'death'
@@ -67,7 +67,7 @@ class Failure:
 
 def failure(error: BaseException | str) -> Failure:
   """The kind of a failure, by its class or its words, and one line of reason."""
-  lines = ' '.join(str(error).split())
+  lines = hub_errors.without_token(' '.join(str(error).split()))
   if isinstance(error, BaseException) and not isinstance(error, UserError):
     lines = f'{type(error).__name__}: {lines}'
   low = lines.lower()

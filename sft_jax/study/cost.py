@@ -16,6 +16,7 @@ from sft_jax.utils.errors import UserError
 # Runs count as equal within this share: examples and steps can be made equal, token counts only
 # nearly so.
 TOLERANCE = {'examples': 0.0, 'steps': 0.0, 'supervised': 0.05, 'flops': 0.05}
+_TOKENS = 'config.plan.tokens'
 _BYTES = {'float32': 4, 'bfloat16': 2}
 
 
@@ -61,7 +62,8 @@ class Sizes:
 
   Attributes:
     models: {`model.path`: sizes}.
-    data: {run key: counts}, once prepared; else `data.size` is taken for the examples.
+    data: {run key: counts}, once prepared; else `data.size` is taken for the examples and
+      `plan.tokens` for the tokens of each.
     data_licences: {data set or path: licence}, of every part of a mixture.
   """
 
@@ -156,7 +158,7 @@ def passes(run: plan.Planned, sizes: Sizes) -> DataSize:
   per_epoch, total = run.steps(count)
   whole, rest = divmod(total, per_epoch)
   examples = whole * count + min(rest * run.spec.batch_size, count)
-  once = sizes.data[run.key] if run.key in sizes.data else DataSize(count)
+  once = sizes.data.get(run.key) or DataSize(count, count * run.config.plan.tokens)
   return DataSize(
     examples, round(once.tokens * examples / count), round(once.supervised * examples / count)
   )
@@ -173,6 +175,15 @@ def flops(run: plan.Planned, sizes: Sizes) -> float | None:
   return passed.tokens * chips.flops_per_token(
     size.matmul, size.layers, size.width, length, adapter
   )
+
+
+def written_bytes(run: plan.Planned, size: ModelSize) -> int:
+  """Most bytes that a run's weights and training state take on disk at one time."""
+  sizes = Sizes(models={run.spec.base: size})
+  one, _ = _weight_bytes(run, sizes)
+  moments = 2 * (one or 0) * _BYTES['float32'] // _BYTES[run.spec.param_dtype]
+  states = run.config.checkpoint.keep_states + 1
+  return (one or 0) * max(_kept(run, sizes), 1) + states * ((one or 0) + moments)
 
 
 def comparability(study: plan.Study, sizes: Sizes | None = None) -> str:
@@ -257,10 +268,12 @@ def _unknown(runs: Sequence[plan.Planned], sizes: Sizes, licence: Mapping[str, s
   models = dict.fromkeys(run.spec.base for run in runs if run.spec.base not in sizes.models)
   no_size = sum(not examples_of(run, sizes) for run in runs)
   no_tokens = sum(not passes(run, sizes).tokens for run in runs)
+  assumed = sum(run.key not in sizes.data for run in runs) - no_tokens
   return [
     *([f'sizes of {len(models)} models, such as {next(iter(models))}'] if models else []),
     *([f'the number of examples of {no_size} runs (data.size is 0)'] if no_size else []),
-    *([f'the tokens of {no_tokens} runs (their data are not prepared)'] if no_tokens else []),
+    *([f'the tokens of {no_tokens} runs (no data here, and no {_TOKENS})'] if no_tokens else []),
+    *([f'the tokens of {assumed} runs: as many as {_TOKENS} says'] if assumed > 0 else []),
     *(f'the licence of {name}' for name, text in licence.items() if not text),
   ]
 

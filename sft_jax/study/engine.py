@@ -10,7 +10,7 @@ import dataclasses
 import os
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from etils import epath
 
@@ -20,7 +20,7 @@ from sft_jax.study.cohort import Cohort, Reporter
 from sft_jax.study.contract import Outcome, RunCohort, Stop, Study
 from sft_jax.study.directory import Compare, Json, StudyDirectory, StudyRecord
 from sft_jax.study.live import Live
-from sft_jax.utils import io, lease, log, process
+from sft_jax.utils import hub_errors, io, lease, log, process
 from sft_jax.utils.errors import Interrupted, UserError
 
 
@@ -34,6 +34,8 @@ class Options:
       they die.
     lease_s: Seconds of silence after which a process on another machine counts as dead.
     retry_failed: Whether to try runs again that were given up before this start.
+    room: Called with the keys of runs before they are tried; raises UserError where the disk or a
+      quota has no room for them, which ends the work.
     poll_s: Seconds between looks for free cohorts.
     pause_s: Seconds before the first retry; each further one waits four times as long.
     report_s: Seconds between reports of progress, to files and to people.
@@ -43,6 +45,7 @@ class Options:
   wait: bool = True
   lease_s: float = lease.EXPIRY_S
   retry_failed: bool = False
+  room: Callable[[Sequence[str]], None] = lambda runs: None
   poll_s: float = 5.0
   pause_s: float = 10.0
   report_s: float = 10.0
@@ -218,6 +221,7 @@ class Worker:
   def _attempt(self, cohort: Cohort, part: Part) -> None:
     """Tries a part once."""
     members = [(self._configs[run], os.fspath(self._place.run(run))) for run in part.runs]
+    self._options.room(part.runs)
     log.say(f'cohort {cohort.key}: {self._describe(part)}')
     cohort.replace(part, [attempts.begin(part, cohort.mark(part))])
     part, began = cohort.current(part.name), time.monotonic()
@@ -243,7 +247,8 @@ class Worker:
           if why.kind == attempts.CHANGED:
             cohort.undo(part, fresh)
         raise self._ending(why) from e
-      as_one, trace = True, '' if isinstance(e, UserError) else traceback.format_exc()
+      text = hub_errors.without_token(traceback.format_exc())
+      as_one, trace = True, '' if isinstance(e, UserError) else text
       failures = {run: why for run in part.runs if not self._place.settled(run)}
     cohort.held.check()
     self._stop.progress()

@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from sft_jax.study import archive
 from sft_jax.study.directory import Json, StudyDirectory, StudyRecord
 from sft_jax.utils import io, lease, log
+from sft_jax.utils.transfer import as_size
 
 # A last line of metrics.jsonl is shorter, even of a large cohort.
 _TAIL_BYTES = 1 << 16
@@ -103,11 +105,22 @@ def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
     'failures': [{'run': run, 'name': record.names[run], **why} for run, why in failures.items()],
   }
   lines = [line(s) for s in states] + [summary(states)]
+  if not io.is_remote(workdir):
+    uses = archive.usage(workdir)
+    lines.append(_disk(uses))
+    value['disk'] = {kind: dataclasses.asdict(use) for kind, use in uses.items()}
   for run, why in list(failures.items())[:_SHOWN_FAILURES]:
     lines.append(f'failed  {record.names[run]} ({run}): {why["reason"]}')
   if more := len(failures) - _SHOWN_FAILURES:
     lines += [f'and {more} more, in {place.path / "failures.csv"}'] if more > 0 else []
   return lines, value
+
+
+def _disk(uses: Mapping[str, archive.Use]) -> str:
+  """What the study takes, in one line."""
+  total, most = archive.together(uses), max(uses, key=lambda kind: uses[kind].bytes)
+  part = f', {as_size(uses[most].bytes)} of it {most}' if uses[most].bytes else ''
+  return f'takes {as_size(total.bytes)} in {total.files:,} files and directories{part}'
 
 
 def line(state: CohortState) -> str:

@@ -1,8 +1,6 @@
-"""What a workdir takes is counted, a quota holds before anything is written, the best is kept."""
+"""What a workdir takes is counted, and a quota holds before anything is written."""
 
 import json
-import os
-import shutil
 
 import pytest
 
@@ -29,10 +27,6 @@ def make_run(run, scores=((10, 3.0), (20, 2.0), (30, 2.5)), done=True):
   if done:
     put(run / 'done.json', 5)
   return run
-
-
-def kept(run):
-  return sorted(path.name for path in (run / 'weights').iterdir())
 
 
 def test_usage_counts_by_kind(tmp_path):
@@ -83,57 +77,3 @@ def test_the_disk_is_a_quota_too(tmp_path):
   archive.Quota().require(tmp_path, 10)
   with pytest.raises(UserError, match='free on the disk'):
     archive.Quota().require(tmp_path, 1 << 62)
-
-
-@pytest.mark.parametrize(
-  'policy, weights, exported',
-  [('all', ['10', '20', '30'], True), ('best-last', ['20', '30'], True), ('none', None, False)],
-)
-def test_retention(tmp_path, policy, weights, exported):
-  run = make_run(tmp_path / 'run')
-  before = sum(use.bytes for use in archive.usage(run).values())
-  freed = archive.retain(run, policy)
-  assert (kept(run) if weights else None) == weights if weights else not (run / 'weights').exists()
-  assert (run / 'export').exists() == exported
-  assert not (run / 'checkpoints').exists()
-  assert {'rows.jsonl', 'done.json', 'metrics.jsonl', 'samples'} <= set(os.listdir(run))
-  after = sum(use.bytes for use in archive.usage(run).values())
-  assert before - after == freed.bytes and freed.bytes >= 5000
-  assert archive.retain(run, policy) == archive.Use()
-
-
-def test_retention_leaves_unfinished_runs_alone(tmp_path):
-  run = make_run(tmp_path / 'run', done=False)
-  assert archive.retain(run, 'none') == archive.Use()
-  assert (run / 'checkpoints').exists() and kept(run) == ['10', '20', '30']
-  with pytest.raises(UserError, match='unknown policy'):
-    archive.retain(run, 'some')
-
-
-def test_retention_goes_on_after_a_kill(tmp_path, monkeypatch):
-  run = make_run(tmp_path / 'run')
-  rmtree = shutil.rmtree
-
-  def killed(path, **kwargs):
-    if not kwargs:
-      raise KeyboardInterrupt
-    rmtree(path, **kwargs)
-
-  monkeypatch.setattr(shutil, 'rmtree', killed)
-  with pytest.raises(KeyboardInterrupt):
-    archive.retain(run, 'best-last')
-  monkeypatch.undo()
-  archive.retain(run, 'best-last')
-  assert kept(run) == ['20', '30'] and not list(run.rglob('.removed*'))
-
-
-def test_of_equal_scores_the_later_is_kept(tmp_path):
-  run = make_run(tmp_path / 'run', scores=((10, 2.0), (20, 2.0), (30, 3.0)))
-  archive.retain(run, 'best-last')
-  assert kept(run) == ['20', '30']
-
-
-def test_without_scores_the_last_is_kept(tmp_path):
-  run = make_run(tmp_path / 'run', scores=((10, None), (20, None)))
-  archive.retain(run, 'best-last')
-  assert kept(run) == ['20']

@@ -173,6 +173,19 @@ def test_what_passes_is_tried_again(tmp_path):
   assert [e['end'] for e in attempts(tmp_path, 'c0')] == ['failed', 'failed', 'done']
 
 
+def test_a_token_in_a_message_is_kept_nowhere(tmp_path, monkeypatch):
+  monkeypatch.setenv('HF_TOKEN', 'hf_canary')
+
+  def crash(*_):
+    raise RuntimeError('GET https://user:hf_canary@there failed, with hf_canary')
+
+  report = work(fake.make([1]), tmp_path, crash, retries=0)
+  assert len(report.failed) == 1
+  kept = [path.read_text() for path in tmp_path.rglob('*.json')]
+  assert any('there failed' in text for text in kept)
+  assert not any('hf_canary' in text for text in kept)
+
+
 def test_what_stays_is_given_up_and_the_company_goes_on(tmp_path):
   study = fake.make([4, 1], trouble={'r02': 'missing:999', 'r10': 'defect'})
   report = work(study, tmp_path, retries=1)

@@ -40,7 +40,8 @@ def test_lines(workdir):
   assert lines[3].startswith('silent  c3  0/1 run done') and 'last sign 100' in lines[3]
   assert lines[4] == 'waiting c4  0/1 run done'
   assert lines[5].startswith('4 of 8 runs done, 1 failed, 1 of 5 cohorts at work, about ')
-  assert lines[6:] == ['failed  run r11 (r11): loss is not finite at step 2']
+  assert lines[6].startswith('takes ')
+  assert lines[7:] == ['failed  run r11 (r11): loss is not finite at step 2']
   assert json.loads(io.to_json(value)) == value
   assert [c['state'] for c in value['cohorts']] == [line.split()[0] for line in lines[:5]]
   assert value['failures'][0]['name'] == 'run r11'
