@@ -13,13 +13,14 @@ from typing import Any
 from sft_jax import evaluation, inputs
 from sft_jax.evals import budget, core, lm_eval_tasks
 from sft_jax.evals.answers import Answers
+from sft_jax.evals.benchmark import Judge
 from sft_jax.evals.chats import Amount
 from sft_jax.evals.model import Subject
 from sft_jax.evals.served import Served, ServedTask
 from sft_jax.evals.suite import BenchmarkTask
 from sft_jax.session import Session
 from sft_jax.train import loop
-from sft_jax.utils import io, log
+from sft_jax.utils import io, log, peers
 from sft_jax.utils.errors import Diverged, Interrupted, UserError
 from sft_jax.workdir import Workdir
 
@@ -82,10 +83,12 @@ class Scoring:
       )
     self._benchmarks: dict[str, BenchmarkTask] = {}
     self._fits = False
+    self._judge: Judge | None = None
     if wanted or others:
       self._options = evaluation.options(
         config, writer, window, self.go_on, workdir.path, () if session else trained_on, cache
       )
+      self._judge = self._options.services.judge
       if session and data:
         self._options = dataclasses.replace(self._options, seen=session.seen(data))
       prepared = evaluation.prepare(wanted, config, self._options, self._make)
@@ -97,12 +100,13 @@ class Scoring:
       self._only_base = [perplexity(train[: config.train_limit], 'train')]
     self._reckoned = not self._benchmarks
     held = workdir.path / 'budget.json'
-    if config.budget_seconds and self._benchmarks and held.exists():
-      kept = io.read_json(held)
-      # What was chosen for the base stands for all snapshots, whatever the clock says now.
-      if kept['settings'] == config.to_dict():
-        self._resize(kept['items'])
-        self._fits = True
+    kept = None
+    if config.budget_seconds and self._benchmarks:
+      kept = peers.from_first(io.read_json(held) if held.exists() else None)
+    # What was chosen for the base stands for all snapshots, whatever the clock says now.
+    if kept is not None and kept['settings'] == config.to_dict():
+      self._resize(kept['items'])
+      self._fits = True
 
   @property
   def headline(self) -> list[str]:
@@ -128,7 +132,7 @@ class Scoring:
     """
     asked: Any = dataclasses.replace(subject, check=self.go_on)
     scores: core.Scores = {}
-    done = self._finished(step)
+    done, whole = self._finished(step), True
     answers = Answers(self._workdir.answers(step))
     if isinstance(subject, Subject) and not all(_key(task) in done for task in self.tasks):
       with loop.explain_memory('evaluation', MEMORY_HELP):
@@ -137,20 +141,28 @@ class Scoring:
       name = _key(task)
       if name not in done:
         self.go_on()
+        before = self._unanswered(subject)
         with loop.explain_memory('evaluation', MEMORY_HELP), contextlib.closing(answers):
           columns, items = core.evaluate(task, asked, answers)
-        partly = isinstance(subject, Served) and columns.get(f'{task.headline[0]}-missing')
+        partly = self._unanswered(subject) > before
         self.put(task, step, (columns, items), reject, done=not partly)
         scores |= columns
         if partly:
+          whole = False
           log.warn(f'{name}: not all items are graded; start again to ask for the others')
           continue
       scores |= done[name]
     if self._shown:
       self._workdir.put_items(step, 'samples', self._writer.samples(asked, self._shown))
-    answers.forget()
+    if whole:
+      answers.forget()
     self._done = (-1, {})
     return scores
+
+  def _unanswered(self, subject: Subject | Served) -> int:
+    """Requests so far to which a served model or a judge gave no answer."""
+    served = subject.endpoint.unanswered if isinstance(subject, Served) else 0
+    return served + (self._judge.unanswered if self._judge is not None else 0)
 
   def _finished(self, step: int) -> dict[str, core.Scores]:
     if self._done[0] != step:
@@ -255,7 +267,7 @@ class Scoring:
 
   def go_on(self) -> None:
     """Raises Interrupted where this process was asked to stop."""
-    if loop.agree(self._stop.requested, False, 0)[0]:
+    if peers.agree(self._stop.requested)[0]:
       why = self._stop.reason or 'another process'
       raise Interrupted(f'{why}, during an evaluation; start again to go on')
 

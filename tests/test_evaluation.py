@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sft_jax.evals.judge import CallableJudge
 from sft_jax.evals.questions import Options
 from sft_jax.utils.errors import UserError
 from tests import tiny
+from tests.evals.judge_server import JudgeServer
 from tests.evals.tasks import choice_files
 from tests.models.conftest import tiny_tokenizer
 
@@ -127,6 +129,7 @@ def test_nothing_is_asked_twice(tiny_files, bench, tmp_path, monkeypatch, tasks)
   'changes, match',
   [
     ({'eval__tasks': 'gsm9k'}, "no task 'gsm9k'.*did you mean gsm8k"),
+    ({'eval__tasks': 'MMLU'}, "no task 'MMLU'.*did you mean mmlu"),
     ({'eval__tasks': 'gsm8k:ll'}, "'ll' is no reading of gsm8k"),
     ({'eval__tasks': 'gsm8k:-1shot'}, 'no number of shots'),
     ({'eval__tasks': 'arc_easy,arc_easy:ll'}, 'named twice'),
@@ -185,6 +188,33 @@ def test_a_judge_that_tells_no_probabilities(tmp_path):
   assert scores[f'alpaca_eval_v2-missing{mark}'] == 1 and 0 < scores[name] < 100
   assert scores[f'alpaca_eval_v2-total{mark}'] == scores[name]
   assert f'{name}-weighted' not in scores and f'alpaca_eval_v2-weighted{mark}' not in scores
+
+
+def test_what_a_judge_owes_is_asked_for_again(tiny_files, tmp_path, monkeypatch):
+  """A judge that refused some items: they are missing, and asked for at the next start, alone."""
+  rows = [
+    {'dataset': 'd', 'instruction': f'Do {i}.', 'output': 'Done.', 'generator': 'g'}
+    for i in range(4)
+  ]
+  (tmp_path / 'alpaca_eval_gpt4_baseline.json').write_text(json.dumps(rows))
+  kept = []
+  put = Answers.put
+  monkeypatch.setattr(Answers, 'put', lambda self, *what: kept.append(what) or put(self, *what))
+  given = settings(tiny_files, tmp_path, eval__tasks='alpaca_eval', data__path='')
+  name = 'alpaca_eval-0shot-gen@stern'
+  with JudgeServer(lambda body: 'm') as server:
+    monkeypatch.setenv('SFT_JAX_JUDGE_URL', server.url)
+    monkeypatch.setenv('SFT_JAX_JUDGE_MODEL', 'stern')
+    server.troubles = ['400'] * 7  # Each item is asked for twice: all but the last time.
+    first = evaluate(tmp_path / 'e', given)
+    owed = first[f'{name}-missing']
+    assert owed == 3 and first[f'{name}-n'] == 1
+    asked, written = len(server.requests), len(kept)
+    again = evaluate(tmp_path / 'e', given)
+    assert again[f'{name}-missing'] == 0 and again[f'{name}-n'] == 4
+    assert len(server.requests) == asked + owed and len(kept) == written == 4
+    assert evaluate(tmp_path / 'e', given) == again and len(server.requests) == asked + owed
+  assert not list((tmp_path / 'e').glob('answers-*'))
 
 
 def test_a_limit_is_in_the_column_s_name(tiny_files, bench, tmp_path):
@@ -248,6 +278,11 @@ def test_a_snapshot_and_its_adapter(finished, tiny_files, bench, tmp_path):
   row = evaluate(tmp_path / 'p', given)
   for name in columns(row):
     assert row[name] == pytest.approx(rows[1][name], abs=1e-4), name
+  # The same factors at another scale are another model.
+  file = pathlib.Path(adapter) / 'adapter_config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'lora_alpha': 1}))
+  with pytest.raises(UserError, match='another'):
+    evaluate(tmp_path / 'p', given)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from etils import epath
 
 from sft_jax.evals.generation import Request
 from sft_jax.evals.layout import Text
-from sft_jax.utils import io
+from sft_jax.utils import io, peers
 
 
 def text_key(text: Text) -> str:
@@ -42,7 +42,7 @@ class Answers:
   """Answers by key: in a file, or in memory only where there is no path."""
 
   def __init__(self, path: epath.PathLike | None = None):
-    """Reads what is there."""
+    """Reads what is there; in all processes what is there for the first, which alone has a path."""
     self._path = None if path is None or io.is_remote(path) else epath.Path(path)
     self._held: dict[str, Any] = {}
     self._file: Any = None
@@ -53,6 +53,7 @@ class Answers:
         except (ValueError, TypeError):
           continue
         self._held[key] = value
+    self._held = peers.from_first(self._held)
 
   def __contains__(self, key: str) -> bool:
     return key in self._held

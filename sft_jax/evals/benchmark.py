@@ -190,10 +190,14 @@ class Judge(Protocol):
   Attributes:
     name: Which, as columns and records name it.
     seed: Of what is put to it in random order.
+    unanswered: Requests so far that got no judgment; put again, they may get one.
   """
 
   name: str
   seed: int
+
+  @property
+  def unanswered(self) -> int: ...
 
   def afford(self, requests: int) -> None:
     """To be called before any work is done for so many requests.

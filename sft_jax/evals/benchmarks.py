@@ -68,7 +68,7 @@ def parse(text: str, others: tuple[str, ...] = ()) -> Wanted:
     return _own(text)
   name, *parts = text.split(':')
   if name not in BENCHMARKS:
-    near = difflib.get_close_matches(name, [*BENCHMARKS, *others], 1, 0.5)
+    near = difflib.get_close_matches(name.lower(), [*BENCHMARKS, *others], 1, 0.5)
     raise UserError(
       f'no task {name!r}',
       'config.eval.tasks',

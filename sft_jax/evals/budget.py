@@ -16,7 +16,7 @@ import numpy as np
 
 from sft_jax.evals import layout, loglik, prompts, subset
 from sft_jax.evals.benchmark import Choose
-from sft_jax.evals.generation import Engine, Request
+from sft_jax.evals.generation import NARROWEST, Engine, Request
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
 from sft_jax.evals.questions import Options, Question
@@ -41,6 +41,8 @@ class Work(NamedTuple):
     shared: The same where what requests begin alike is computed once.
     steps: Steps of full slots that write all new tokens, at most.
     new: Those tokens.
+    scored: Positions whose next token is scored, where the head is applied too.
+    padding: Tokens that only fill rows up to one of few widths.
   """
 
   requests: int = 0
@@ -48,6 +50,8 @@ class Work(NamedTuple):
   shared: int = 0
   steps: float = 0.0
   new: int = 0
+  scored: int = 0
+  padding: int = 0
 
   def plus(self, other: 'Work') -> 'Work':
     """Both."""
@@ -57,18 +61,23 @@ class Work(NamedTuple):
       self.shared + other.shared,
       self.steps + other.steps,
       self.new + other.new,
+      self.scored + other.scored,
+      self.padding + other.padding,
     )
 
 
 class Speed(NamedTuple):
-  """Measured: prompt tokens a second, and seconds of a step that gives each slot a token."""
+  """Measured: prompt tokens a second, seconds of a step that gives each slot a token, and seconds
+  that a position takes longer if it is scored."""
 
   tokens_per_s: float
   step_s: float
+  scored_s: float = 0.0
 
   def seconds(self, work: Work) -> float:
     """About how long it takes."""
-    return work.shared / self.tokens_per_s + work.steps * self.step_s
+    read = (work.shared + work.padding) / self.tokens_per_s + work.scored * self.scored_s
+    return read + work.steps * self.step_s
 
 
 def work(task: BenchmarkTask, questions: Sequence[Question], sharing: str) -> Work:
@@ -87,12 +96,21 @@ def work(task: BenchmarkTask, questions: Sequence[Question], sharing: str) -> Wo
       pairs += [(nothing, more) for _, more in pairs]
     texts = [Text(np.concatenate([ids, more]), len(ids)) for ids, more in pairs]
     asked = sum(len(text.ids) - 1 for text in texts)
-    return Work(len(texts), asked, layout.plan(texts, loglik.ROW, sharing).tokens)
+    plan = layout.plan(texts, loglik.ROW, sharing)
+    # Choices that differ in their last token alone are scored at the same positions.
+    places = [np.concatenate([query.indices for query in row.queries]) for row in plan.rows]
+    scored = sum(len(np.unique(indices)) for indices in places)
+    held = sum(map(_held, plan.prefixes)) + sum(plan.widths)
+    return Work(len(texts), asked, plan.tokens, scored=scored, padding=held - plan.tokens)
   asked = requests = new = 0
   most_new = reading.most_new(task.wanted.shots)
   first = [np.asarray(question.ids, np.int32) for question in questions]
   groups = layout.beginnings(first) if sharing == 'beginnings' else []
   saved = sum(len(prefix) * (len(members) - 1) for prefix, members in groups)
+  padding = sum(_held(prefix) - len(prefix) for prefix, _ in groups)
+  for prefix, members in groups or [(np.zeros(0, np.int32), list(range(len(first))))]:
+    rests = [len(first[i]) - len(prefix) for i in members]
+    padding += sum(layout.width_class(rest, NARROWEST) - rest for rest in rests)
   for question in questions:
     length = len(question.ids)
     for turn in range(1 + len(reading.turns(question.item))):
@@ -101,11 +119,17 @@ def work(task: BenchmarkTask, questions: Sequence[Question], sharing: str) -> Wo
       requests, asked = requests + 1, asked + prompt
       new += min(most_new, options.window - prompt)
   slots = min(options.slots, max(len(questions), 1))
-  return Work(requests, asked, asked - saved, new / slots, new)
+  return Work(requests, asked, asked - saved, new / slots, new, padding=padding)
+
+
+def _held(prefix: np.ndarray) -> int:
+  """Slots that a beginning takes."""
+  return loglik.prefix_slots(len(prefix)) if len(prefix) else 0
 
 
 def measure(subject: Subject, tasks: Sequence[BenchmarkTask]) -> Speed:
-  """Runs one batch of prompts and a few steps of full slots, each twice, and times the second.
+  """Runs a batch of prompts, one with all tokens scored if the tasks score some, and a few steps
+  of full slots, each twice, and times the second.
 
   Args:
     subject: The model.
@@ -119,14 +143,17 @@ def measure(subject: Subject, tasks: Sequence[BenchmarkTask]) -> Speed:
   def draw(count: int) -> np.ndarray:
     return rng.integers(0, subject.model.vocab_size, count).astype(np.int32)
 
-  def read() -> None:
-    texts = [Text(draw(length + 1), length) for _ in range(rows)]
-    loglik.score(subject, texts, options.tokens_per_batch)
+  def read(start: int) -> float:
+    texts = [Text(draw(length + 1), start) for _ in range(rows)]
+    return _seconds_of(lambda: loglik.score(subject, texts, options.tokens_per_batch))
 
-  rate = rows * length / _seconds_of(read)
+  bare = read(length)
+  rate, scored = rows * length / bare, 0.0
+  if length > 1 and any(isinstance(task.reading, Choose) for task in tasks):
+    scored = max(read(1) - bare, 0.0) / (rows * (length - 1))
   prompts_ = [q.ids for t in tasks if not isinstance(t.reading, Choose) for q in t.questions]
   if not prompts_:
-    return _agreed(Speed(rate, 0.0))
+    return _agreed(Speed(rate, 0.0, scored))
   most = max(1, min(loglik.ROW, options.window - _STEPS - 1))
   size = min(most, int(np.median([len(ids) for ids in prompts_])))
   slots = min(options.slots, len(prompts_))
@@ -143,7 +170,7 @@ def measure(subject: Subject, tasks: Sequence[BenchmarkTask]) -> Speed:
 
   spent = _seconds_of(write)
   # What of it was reading; never so much that nothing is left.
-  return _agreed(Speed(rate, max(spent - slots * size / rate, spent / 4) / _STEPS))
+  return _agreed(Speed(rate, max(spent - slots * size / rate, spent / 4) / _STEPS, scored))
 
 
 def _seconds_of(call: Any) -> float:

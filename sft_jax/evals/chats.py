@@ -168,7 +168,7 @@ def read_reply(data: bytes, allow_empty: bool) -> tuple[Answer | str, int]:
   try:
     choice = reply['choices'][0]
     text = choice['message']['content']
-    finish = str(choice.get('finish_reason') or '')
+    finish = _clean(str(choice.get('finish_reason') or ''))
   except (LookupError, TypeError, AttributeError):
     return 'no choices', 0
   try:
@@ -182,7 +182,12 @@ def read_reply(data: bytes, allow_empty: bool) -> tuple[Answer | str, int]:
     top = {str(entry['token']): float(entry['logprob']) for entry in first}
   except (LookupError, TypeError, ValueError):
     top = None
-  return Answer(text, top, finish), used
+  return Answer(_clean(text), top, finish), used
+
+
+def _clean(text: str) -> str:
+  """The text without halves of surrogate pairs, which JSON may hold and no file can."""
+  return text.encode('utf-8', 'replace').decode()
 
 
 class Cache:

@@ -3,28 +3,61 @@
 `tasks/custom.py` says what each kind is, and checks the fields before they come here.
 """
 
+import contextlib
 import json
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
 from sft_jax.evals import json_schema, parse
 from sft_jax.evals.benchmark import Grade, Item
+from sft_jax.utils import log
 
 _NUMBER = re.compile(
   r'(?:(?<![\w)])[-−])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?'
 )
 _FENCE = re.compile(r'```\w*\n(.*?)```', re.DOTALL)
 _PREFIX = re.compile(r'\s*answer:', re.IGNORECASE)
+_LONGEST_S = 5.0  # For one output; a pattern that backtracks would take years.
 
 
 def grade(output: str, item: Item) -> Grade:
-  """Grades an output by the item's kind."""
+  """Grades an output by the item's kind; not at all (a grade without scores) where that takes
+  longer than `_LONGEST_S`."""
   if beginning := _PREFIX.match(output):
     output = output[beginning.end() :]
-  extracted, right = _GRADERS[item.fields['kind']](output, item.fields)
+  try:
+    with _in_time():
+      extracted, right = _GRADERS[item.fields['kind']](output, item.fields)
+  except TimeoutError:
+    why = f'its pattern took more than {_LONGEST_S:g} s'
+    log.warn(f'{item.source}: not graded, {why}')
+    return Grade({}, None, {'not-graded': why})
   return parse.graded_answer(extracted, right)
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+  """Context that raises TimeoutError after `_LONGEST_S`; in other threads than the main one, and
+  where there are no such signals, it is no limit."""
+  if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'setitimer'):
+    yield
+    return
+
+  def expire(*_: Any) -> None:
+    raise TimeoutError
+
+  # `re` looks for signals while it backtracks.
+  before = signal.signal(signal.SIGALRM, expire)
+  signal.setitimer(signal.ITIMER_REAL, _LONGEST_S)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def _grade_choice(output: str, fields: Mapping[str, Any]) -> tuple[str | None, bool]:
@@ -89,7 +122,8 @@ def _grade_json(output: str, fields: Mapping[str, Any]) -> tuple[str | None, boo
       right = json_schema.is_valid(value, fields['schema'])
       if 'answer' in fields:
         right = right and json_schema.same(value, fields['answer'])
-      return json.dumps(value, ensure_ascii=False), right
+      # Half of a surrogate pair, which JSON may escape, is no text.
+      return json.dumps(value, ensure_ascii=False).encode('utf-8', 'replace').decode(), right
     except (ValueError, RecursionError):  # No JSON, or lists in lists without end.
       continue
   return None, False

@@ -62,6 +62,10 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class Endpoint:
   """One model behind an endpoint.
 
+  Attributes:
+    target, model: Which.
+    unanswered: Requests so far that got no answer after all tries.
+
   Args:
     target: Which.
     cache: Where answers are kept.
@@ -87,7 +91,7 @@ class Endpoint:
     backoff_s: float = 1.0,
     check: Callable[[], None] = lambda: None,
   ):
-    self.target, self.model = target, target.model
+    self.target, self.model, self.unanswered = target, target.model, 0
     self._cache = cache if cache is not None else Cache()
     self._budget, self._allow_empty = budget, allow_empty
     self._concurrency, self._timeout_s = concurrency, timeout_s
@@ -140,7 +144,9 @@ class Endpoint:
       if missed:
         why = ', '.join(f'{reason}: {count}' for reason, count in missed.most_common())
         log.warn(f'{self.model}: {missed.total()} of {len(wanted)} not answered ({why})')
-    return [self._cache.get(self._id(chat)) for chat in chats]
+    answers = [self._cache.get(self._id(chat)) for chat in chats]
+    self.unanswered += sum(answer is None for answer in answers)
+    return answers
 
   def _id(self, chat: Chat) -> str:
     text = json.dumps([self.target.url, chat.body(self.model)], sort_keys=True)

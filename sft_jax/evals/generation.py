@@ -22,6 +22,9 @@ from sft_jax.models import export
 
 # Steps between two looks at the text.
 _STEPS = 8
+# Tokens that a row of new prompts has room for, at the least. With 16, a CPU spends a tenth less
+# time on questions as short as NQ-open's, and compiles twice as many programs.
+NARROWEST = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +240,7 @@ class _Wave:
       return []
     taken = [[q.popleft() for _ in range(n)] for q, n in zip(self.queues, wanted, strict=True)]
     length = lambda index: len(self.requests[index].prompt) - self.seen
-    wide = lambda index: layout.width_class(length(index), 32)
+    wide = lambda index: layout.width_class(length(index), NARROWEST)
     for indices in taken:
       indices.sort(key=length, reverse=True)
     batches = []

@@ -35,7 +35,7 @@ def _is_types(value: Any) -> bool:
 def _is_pattern(value: Any) -> bool:
   try:
     re.compile(value)
-  except (re.error, TypeError):
+  except (re.error, TypeError, OverflowError, RecursionError):
     return False
   return True
 

@@ -105,6 +105,11 @@ class EndpointJudge:
   def __init__(self, endpoint: Endpoint, seed: int = 0):
     self.name, self.seed, self.endpoint = endpoint.model, seed, endpoint
 
+  @property
+  def unanswered(self) -> int:
+    """See `benchmark.Judge`."""
+    return self.endpoint.unanswered
+
   def afford(self, requests: int) -> None:
     """See `benchmark.Judge`; tokens are reckoned when there is something to judge."""
     self.endpoint.afford(Amount(requests))
@@ -133,13 +138,16 @@ class CallableJudge:
 
   def __init__(self, judge: Callable[[Messages], str | None], name: str, seed: int = 0):
     self._judge, self.name, self.seed = judge, name, seed
+    self.unanswered = 0
 
   def afford(self, requests: int) -> None:
     """See `benchmark.Judge`; a function costs nothing."""
 
   def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
     """See `benchmark.Judge`."""
-    return [self._judge(part) for part in conversations]
+    judgments = [self._judge(part) for part in conversations]
+    self.unanswered += sum(judgment is None for judgment in judgments)
+    return judgments
 
   def pick(self, conversations: Sequence[Messages]) -> list[Verdict | None]:
     """See `benchmark.Judge`."""

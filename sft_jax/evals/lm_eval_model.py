@@ -18,6 +18,7 @@ from sft_jax.evals.generation import Request
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
 from sft_jax.evals.suite import scored, written
+from sft_jax.utils.errors import UserError
 
 _NEW = 256  # lm-eval's own default of new tokens
 
@@ -124,7 +125,14 @@ class _Ours:
     given = [how[name] for name in ('max_gen_toks', 'max_new_tokens', 'max_tokens') if name in how]
     new = int(given[0]) if given else _NEW
     warm = float(how.get('temperature') or 0.0) if how.get('do_sample') else 0.0
-    ids = self.tok_encode(context)[-max(1, self._window - new) :]
+    if new >= self._window:
+      # As lm-eval's `hf` does: hardly anything of the question would be left.
+      raise UserError(
+        f'{new} new tokens leave no room in a window of {self._window}',
+        'max_gen_toks',
+        'give the task a smaller one in its generation_kwargs, or take a model of a longer window',
+      )
+    ids = self.tok_encode(context)[-(self._window - new) :]
     # An empty stop would end every text at once.
     stops = [stop for stop in stops if stop]
     return Request(tuple(ids), new, tuple(stops), temperature=warm, seed=int(how.get('seed', 0)))

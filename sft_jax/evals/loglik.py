@@ -6,7 +6,7 @@ beyond rounding. Dimension letters: see the legend in `models/decoder.py`.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from sft_jax.parallel.compile import exact_jit
 ROW, _PREFIX = 512, 128
 # Chunks of positions whose logits exist at a time, and how many logits that may be on a device. In
 # small chunks a CPU spends its time on the head's kernel, in large ones on positions nobody needs.
-_CHUNKS, _LOGITS = (64, 256, 1024), 2**26
+CHUNKS, _LOGITS = (64, 256, 1024), 2**26
 
 
 class Scored(NamedTuple):
@@ -63,6 +63,14 @@ def _score(model, params, batch, prefix, runs, mesh, shards, chunk):
     )
 
   return over_runs(one, runs, 0)(params, prefix)
+
+
+def lower(subject: Subject, batch: Mapping[str, Any], chunk: int) -> jax.stages.Lowered:
+  """The program that scores such a batch, without a prefix, for compiling ahead of time."""
+  return _score.lower(
+    *(subject.model, subject.params, batch, None, subject.runs),
+    *(subject.mesh, subject.shards, chunk),
+  )
 
 
 def score(
@@ -168,7 +176,7 @@ def _chunk(subject: Subject, plan: layout.Layout, budget: int) -> int:
   scored = sum(len(query.indices) for row in plan.rows for query in row.queries)
   usual = scored * budget / (sum(plan.widths) * subject.shards)
   most = _LOGITS // (subject.model.vocab_size * max(subject.runs, 1))
-  allowed = [chunk for chunk in _CHUNKS if chunk <= most] or [_CHUNKS[0]]
+  allowed = [chunk for chunk in CHUNKS if chunk <= most] or [CHUNKS[0]]
   return next((chunk for chunk in allowed if chunk >= usual), allowed[-1])
 
 

@@ -137,6 +137,7 @@ def prompt_hash(benchmark: Benchmark, reading: str) -> str:
 
 
 def same_group(item: Item, pool: Sequence[Item], count: int) -> list[Item]:
-  """The first `count` of the pool, or of the item's group where the pool has that group."""
-  group = [other for other in pool if other.group == item.group] if item.group else []
-  return list((group or pool)[:count])
+  """The first `count` of the pool, or of the item's group where the pool has groups."""
+  grouped = item.group and any(other.group for other in pool)
+  group = [other for other in pool if other.group == item.group] if grouped else pool
+  return list(group[:count])

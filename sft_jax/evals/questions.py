@@ -93,7 +93,7 @@ def shots_of(wanted: Wanted, pool: Sequence[Item]) -> Callable[[Item], Sequence[
   """What gives the solved examples that stand before an item.
 
   Raises:
-    UserError: more than there are.
+    UserError: more than there are, of all or (when called) of the item's group.
   """
   if wanted.shots > len(pool):
     raise UserError(
@@ -108,7 +108,16 @@ def shots_of(wanted: Wanted, pool: Sequence[Item]) -> Callable[[Item], Sequence[
 
   def same_group(item: Item) -> Sequence[Item]:
     if item.group not in known:
-      known[item.group] = prompts.same_group(item, pool, wanted.shots)
+      found = prompts.same_group(item, pool, wanted.shots)
+      if len(found) < wanted.shots:
+        # A subject asked with fewer, or with those of others, would pass for what it is not.
+        raise UserError(
+          f'{wanted.shots} shots, and the data of {wanted.benchmark.name} have {len(found)} of '
+          f'{item.group}',
+          item.source,
+          'name fewer, or complete the data that shots are taken from',
+        )
+      known[item.group] = found
     return known[item.group]
 
   return same_group

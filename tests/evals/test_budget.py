@@ -30,7 +30,9 @@ def test_generation_is_counted_at_its_most(tasks):
   task = tasks['gsm8k:0shot']
   found = budget.work(task, task.questions, 'nothing')
   lengths = [len(question.ids) for question in task.questions]
-  assert found == budget.Work(40, sum(lengths), sum(lengths), 40 * 512 / 4, 40 * 512)
+  padding = sum(layout.width_class(length, 32) - length for length in lengths)
+  total = sum(lengths)
+  assert found == budget.Work(40, total, total, 40 * 512 / 4, 40 * 512, padding=padding)
 
 
 def test_shots_are_read_once_where_beginnings_are_shared(tasks):
@@ -52,17 +54,32 @@ def test_choices_are_counted_as_the_engine_lays_them_out(tasks, monkeypatch):
   assert found.requests == len(pairs) == 2 * len(task.questions)
   assert found.asked == sum(len(ids) + len(more) - 1 for ids, more in pairs)
   assert found.shared < 0.8 * found.asked and found.new == 0
+  # Yes and no stand behind the same position, and go on from the same as far as they are equal.
+  before = [
+    {tuple(ids[:k]) for ids in question.continuations for k in range(len(ids))}
+    for question in task.questions
+  ]
+  assert found.scored == sum(map(len, before)) < sum(len(more) for _, more in pairs)
+  texts = [layout.Text(np.concatenate([ids, more]), len(ids)) for ids, more in pairs]
+  assert found.shared + found.padding == sum(layout.plan(texts, loglik.ROW).widths)
 
 
 def test_seconds_are_tokens_over_rates():
-  assert budget.Speed(100.0, 0.5).seconds(budget.Work(1, 9999, 200, 3.0, 12)) == 2 + 1.5
+  work = budget.Work(1, 9999, 200, 3.0, 12, 50)
+  assert budget.Speed(100.0, 0.5).seconds(work) == 2 + 1.5
+  assert budget.Speed(100.0, 0.5, 0.25).seconds(work) == 2 + 1.5 + 12.5
+  assert budget.Speed(100.0, 0.5).seconds(work._replace(padding=100)) == 3 + 1.5
 
 
 def test_measuring_runs_the_engines(tasks, monkeypatch):
   texts, requests = [], []
   score, generate = loglik.score, budget.Engine.generate
   monkeypatch.setattr(loglik, 'ROW', 64)
-  monkeypatch.setattr(loglik, 'score', lambda s, t, *a: texts.append(len(t)) or score(s, t, *a))
+  monkeypatch.setattr(
+    loglik,
+    'score',
+    lambda s, t, *a: texts.append((len(t), len(t[0].ids) - t[0].start)) or score(s, t, *a),
+  )
   monkeypatch.setattr(
     budget.Engine, 'generate', lambda s, r, *a: requests.append(r) or generate(s, r, *a)
   )
@@ -72,9 +89,10 @@ def test_measuring_runs_the_engines(tasks, monkeypatch):
       task, 'options', Options(tiny_tokenizer(), 'raw', (), 96, slots=4, tokens_per_batch=128)
     )
   speed = budget.measure(toy.subject(), small)
-  assert texts == [2, 2] and [len(r) for r in requests] == [4, 4]
+  # Twice with one token of each text scored, twice with all.
+  assert texts == [(2, 1)] * 2 + [(2, 64)] * 2 and [len(r) for r in requests] == [4, 4]
   assert all(one.max_new == 17 for one in requests[0])
-  assert 0 < speed.tokens_per_s < np.inf and 0 < speed.step_s < 60
+  assert 0 < speed.tokens_per_s < np.inf and 0 < speed.step_s < 60 and 0 <= speed.scored_s < 1
   assert budget.measure(toy.subject(), small[1:]).step_s == 0
 
 

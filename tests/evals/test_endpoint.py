@@ -9,7 +9,16 @@ import pytest
 
 from sft_jax.evals import endpoint as endpoint_module
 from sft_jax.evals import served
-from sft_jax.evals.chats import Amount, Cache, Chat, Target, cost, guess_tokens, parse_budget
+from sft_jax.evals.chats import (
+  Amount,
+  Cache,
+  Chat,
+  Target,
+  cost,
+  guess_tokens,
+  parse_budget,
+  read_reply,
+)
 from sft_jax.evals.endpoint import Endpoint
 from sft_jax.utils.errors import Interrupted, UserError
 from tests.evals.judge_server import JudgeServer
@@ -264,6 +273,13 @@ def test_log_probabilities_where_the_endpoint_gives_them(server, make):
   answers = make(concurrency=1).complete(chats(3, top=5))
   assert [answer.top for answer in answers] == [None] * 3
   assert len(server.requests) == 4, 'they were asked for again after they had been refused'
+
+
+def test_half_of_a_surrogate_pair_can_be_written_down():
+  """JSON may hold one, and no file of records can."""
+  choice = {'message': {'content': 'so \ud83d'}, 'finish_reason': '\udc00'}
+  answer, _ = read_reply(json.dumps({'choices': [choice]}).encode(), True)
+  assert answer[0].encode() == b'so ?' and answer[2].encode() == b'?'
 
 
 def test_a_remote_cache_is_refused():

@@ -11,6 +11,7 @@ from sft_jax.evals import model as eval_model
 from sft_jax.models import hf, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as meshes
+from sft_jax.utils.errors import UserError
 
 WINDOW = 96
 
@@ -73,6 +74,15 @@ def test_generation(both):
   theirs, ours = (m.generate_until(instances('generate_until', asked)) for m in both)
   assert ours == theirs
   assert asked[0][1] == how, 'what was given is left as it was'
+
+
+def test_no_room_for_a_question(both):
+  """Its `hf` model refuses too; what is left of a question would be one token."""
+  asked = instances('generate_until', [('Water boils at', {'until': [], 'max_gen_toks': WINDOW})])
+  with pytest.raises(AssertionError):
+    both[0].generate_until(asked)
+  with pytest.raises(UserError, match='96 new tokens leave no room in a window of 96'):
+    both[1].generate_until(asked)
 
 
 def test_a_task_of_its_own(both, tmp_path):

@@ -7,9 +7,9 @@ The task is called as the file's stem (letters, digits, `_` and `-`, made lower 
 Fields of all kinds: `question` (text, put to the model as it stands), `kind` (`choice` where there
 are `choices`, else `exact`), `id` (text; by default the line number), `group` (text), `max_new`
 (most new tokens; the largest of all records counts, 512 where there is none), `shot` (true: a
-solved example put before the questions and not one of them), `solution` (text: what a shot answers,
-where that is more than the bare answer), `note` (yours). A field that no kind has is an error, as
-a misspelt one would be passed over.
+solved example put before the questions of its group, or of groups without any, and not one of
+them), `solution` (text: what a shot answers, where that is more than the bare answer), `note`
+(yours). A field that no kind has is an error, as a misspelt one would be passed over.
 
   choice    `choices` (2 to 26 texts), `answer` (a letter, an index from 0, or one of the choices).
             `gen` shows the choices with letters and looks for a letter: "answer is B", "Answer: B",
@@ -22,7 +22,8 @@ a misspelt one would be passed over.
             (true) all; `case` as above.
   regex     `pattern` (Python's syntax), looked for anywhere in the output; `case` as above. Found
             is its first group, or else all of it; right is what was found, or, where there is an
-            `answer` (as for exact), what equals that. Nothing stops one that backtracks for ever.
+            `answer` (as for exact), what equals that. Where a pattern backtracks for more than five
+            seconds the output is not graded, which is told and counted as missing.
   numeric   `answer` (a number), `tolerance` (absolute, default 0) or `relative` (a share of the
             answer). The last number of the output counts, without its thousands separators (1,234).
   json      `schema`, and `answer` (any value) where it must be that very value. The output's JSON
@@ -63,6 +64,7 @@ from sft_jax.utils.errors import UserError
 PREFIX = 'custom:'
 # Raised with any change here that can change a score; the file's content counts besides.
 _VERSION = 1
+_DEEPEST = 100  # Objects and lists in one another; what reads them is recursive.
 
 _COMMON = ('question', 'kind', 'id', 'group', 'max_new', 'shot', 'solution', 'note', 'answer')
 _KINDS: dict[str, tuple[str, ...]] = {
@@ -125,6 +127,7 @@ def load(path: str) -> Benchmark:
     example=(items[0], tuple(pool)),
     prompt_hash={},
     licence='',
+    pick=_shots,
   )
   hashes = {reading: prompts.prompt_hash(benchmark, reading) for reading in readings}
   return dataclasses.replace(benchmark, prompt_hash=hashes)
@@ -148,8 +151,20 @@ def _records(path: str, data: bytes) -> list[tuple[dict[str, Any], str]]:
       raise UserError(f'not JSON: {error}', source, 'put one object on each line') from error
     if not isinstance(record, dict):
       raise UserError('not an object', source, 'put one object on each line')
+    if _is_deeper(record, _DEEPEST):
+      raise UserError(f'nested more than {_DEEPEST} deep', source, 'mend the record')
     found.append((record, source))
   return found
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+  """Whether there are objects and lists in one another more than so deep."""
+  level = [value]
+  while level and depth >= 0:
+    depth -= 1
+    inner = [one.values() if isinstance(one, dict) else one for one in level]
+    level = [part for parts in inner for part in parts if isinstance(part, (dict, list))]
+  return bool(level)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -161,7 +176,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _item(record: Mapping[str, Any], source: str) -> Item:
   kind = record.get('kind', 'choice' if 'choices' in record else 'exact')
-  if kind not in _KINDS:
+  if not isinstance(kind, str) or kind not in _KINDS:
     raise _wrong(source, 'kind', f'is {kind!r}, none of {", ".join(_KINDS)}')
   for name in record:
     if name not in (*_COMMON, *_KINDS[kind]):
@@ -224,7 +239,7 @@ def _read_regex(record: Mapping[str, Any], source: str) -> dict[str, Any]:
   case = record.get('case', False)
   try:
     pattern = re.compile(parse.text(record, 'pattern', source), 0 if case else re.IGNORECASE)
-  except re.error as error:
+  except (re.error, OverflowError, RecursionError) as error:
     raise _wrong(source, 'pattern', f'is no regular expression: {error}') from error
   fields = _read_answers(record, source) if 'answer' in record else {'answers': None, 'case': case}
   return fields | {'pattern': pattern.pattern}
@@ -266,6 +281,12 @@ _READERS = {
   'numeric': _read_numeric,
   'json': _read_json,
 }
+
+
+def _shots(item: Item, pool: Sequence[Item], count: int) -> Sequence[Item]:
+  """Those of the question's group, however few, where it has some; else any."""
+  group = [shot for shot in pool if item.group and shot.group == item.group]
+  return (group or pool)[:count]
 
 
 def _ask(item: Item, shots: Sequence[Item]) -> Prompt:

@@ -60,13 +60,16 @@ def read(files: Files) -> tuple[list[Item], list[Item]]:
 
 
 def _item(name: str, row: dict, source: str) -> Item:
-  gold = extract.last_boxed(parse.text(row, 'solution', source))
+  solution = parse.text(row, 'solution', source)
+  gold = extract.last_boxed(solution)
   if not gold:
     raise parse.wrong(source, 'solution', 'has no answer in \\boxed{}')
   fields = {
     'problem': parse.text(row, 'problem', source),
     'gold': gold,
     'level': parse.text(row, 'level', source),
+    # Of short problems it is the solution that shows whether they were trained on.
+    'solution': solution,
   }
   return Item(name, fields, group=parse.text(row, 'type', source), source=source)
 
@@ -133,8 +136,9 @@ def _stripped(text: str) -> str:
   text = re.sub(r'\\mbox{.*?}', '', text)
   if 'i' not in text:
     text = text.replace('j', 'i')
-  text = re.sub(r'(\d+)\.0+([^\d])', r'\1\2', text)
-  text = re.sub(r'(\d+)\.0+$', r'\1', text)
+  # Not from within a number: there it would fail again, for each of its digits.
+  text = re.sub(r'(?<!\d)(\d+)\.0+([^\d])', r'\1\2', text)
+  text = re.sub(r'(?<!\d)(\d+)\.0+$', r'\1', text)
   if text.startswith('.'):
     text = f'0{text}'
   left, equals, right = text.partition('=')

@@ -159,7 +159,8 @@ def code(output: str) -> str:
       output = found.group(1)
       break
   output = output.split('```')[0]
-  output = re.split(r"'?\s*\[?DONE\]?", output)[0]
+  if 'DONE' in output:  # Else a search from every blank of many.
+    output = re.split(r"'?\s*\[?DONE\]?", output)[0]
   return output.replace('\\_', '_').strip()
 
 

@@ -30,8 +30,9 @@ def _split(files: Files, split: str, prefix: str) -> list[Item]:
   else:
     names = files.names(f'mmlu/{split}/*_{split}.csv')
     # Without any, the error names one that ought to be there.
+    rows = lambda name: files.rows(name, hub=f'{_HUB}@{split}', columns=exams.COLUMNS)
     by_subject = {
-      name.rsplit('/', 1)[-1].removesuffix(f'_{split}.csv'): files.rows(name, columns=exams.COLUMNS)
+      name.rsplit('/', 1)[-1].removesuffix(f'_{split}.csv'): rows(name)
       for name in names or [f'mmlu/{split}/abstract_algebra_{split}.csv']
     }
   return [

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from sft_jax.evals import prompts
+from sft_jax.evals import benchmarks, prompts, questions
 from sft_jax.evals.benchmark import Choices, Choose
 from sft_jax.evals.files import LocalFiles
 from sft_jax.evals.tasks import arc, boolq, cmmlu, hellaswag, jmmlu, mmlu, piqa, truthfulqa
@@ -127,6 +127,23 @@ def test_every_real_item(name, real):
     for reading in benchmark.readings.values():
       text = prompts.raw_text(reading.ask(item, chosen))
       assert item.fields.get('question', '').strip() in text and '{' not in text.split('\n')[0]
+
+
+@pytest.mark.parametrize('name', ['mmlu', 'cmmlu'])
+def test_shots_are_of_the_subject_or_missed(name, ours, tmp_path):
+  """A dev file that is not there: nothing is asked with the shots of other subjects instead."""
+  file, *others = sorted((tmp_path / name / 'dev').glob('*.csv'))
+  assert others
+  file.unlink()
+  items, pool = BENCHMARKS[name].read(ours)
+  subject = file.stem.removesuffix('_dev')
+  pick = questions.shots_of(benchmarks.parse(f'{name}:1shot:ll'), pool)
+  for item in items:
+    if item.group != subject:
+      assert [shot.group for shot in pick(item)] == [item.group]
+      continue
+    with pytest.raises(UserError, match=f'1 shots, and the data of {name} have 0 of {subject}'):
+      pick(item)
 
 
 @pytest.mark.parametrize('name', BENCHMARKS)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from sft_jax.evals import json_schema, prompts
+from sft_jax.evals import custom_grades, json_schema, prompts
 from sft_jax.evals.benchmark import Choices
 from sft_jax.evals.custom_grades import grade
 from sft_jax.evals.tasks import custom
@@ -209,6 +209,16 @@ def test_name_ids_groups_and_version(tmp_path):
 
 
 Q = {'question': 'Q?'}
+
+
+def nested(depth):
+  """Schemas in one another, as text is: `json` refuses to write them so deep."""
+  value = {}
+  for _ in range(depth):
+    value = {'items': value}
+  return value
+
+
 WRONG = [
   ('{"question": ', r'not JSON.*mine.jsonl:2'),
   ('[1]', r'not an object.*mine.jsonl:2'),
@@ -248,7 +258,36 @@ WRONG = [
   (Q | {'kind': 'json'}, r"'schema' is missing"),
   (Q | {'kind': 'json', 'schema': {'$ref': 'x'}}, r"keyword '\$ref'; known are type"),
   (Q | {'kind': 'json', 'schema': SCHEMA, 'answer': 1}, r"'answer' is not what the schema"),
+  (Q | {'answer': 'x', 'kind': ['exact']}, r"'kind' is \['exact'\], none of choice"),
+  (Q | {'kind': 'regex', 'pattern': 'a{99999999999999}'}, r"'pattern' is no regular expression"),
+  (Q | {'kind': 'regex', 'pattern': '(' * 5000 + ')' * 5000}, r"'pattern' is no regular expr"),
+  (Q | {'kind': 'json', 'schema': {'pattern': 'a{99999999999999}'}}, r'schema.pattern cannot be'),
+  (Q | {'kind': 'json', 'schema': nested(600)}, r'nested more than 100 deep'),
+  (Q | {'kind': 'json', 'schema': {}, 'answer': nested(450)}, r'nested more than 100 deep'),
 ]
+
+
+@pytest.mark.parametrize('item', range(2))
+def test_a_pattern_that_backtracks_for_ever_is_not_graded(tmp_path, monkeypatch, caplog, item):
+  """Neither right nor wrong, and other outputs of the same question are graded."""
+  monkeypatch.setattr(custom_grades, '_LONGEST_S', 0.2)
+  pattern = '^(a+)+$'
+  schema = {'type': 'string', 'pattern': pattern}
+  lines = (Q | {'kind': 'regex', 'pattern': pattern}, Q | {'kind': 'json', 'schema': schema})
+  one = custom.load(write(tmp_path, *lines)).read(None)[0][item]
+  hard, easy = 'a' * 60 + 'b', 'a' * 60
+  texts = (hard, easy) if item == 0 else (json.dumps(hard), json.dumps(easy))
+  slow, fast = (custom_grades.grade(text, one) for text in texts)
+  assert slow.scores == {} and slow.extracted is None
+  assert f'{one.source}: not graded' in caplog.text
+  assert fast.scores == {'acc': 1.0}
+
+
+def test_half_of_a_surrogate_pair_can_be_written_down(tmp_path):
+  line = Q | {'kind': 'json', 'schema': {'type': 'object'}}
+  (item,) = custom.load(write(tmp_path, line)).read(None)[0]
+  found = custom_grades.grade('{"a": "\\ud800"}', item)
+  assert found.extracted is not None and found.extracted.encode() == b'{"a": "?"}'
 
 
 @pytest.mark.parametrize('line, message', WRONG)
