@@ -122,6 +122,7 @@ class Cohort:
       'param_rounding': first.spec.rounding,
       'use_dropout': lora_run and any(program.spec.dropout > 0 for program in self.programs),
       'other_trained': lora_run or first.spec.layers == 'all',
+      'attention': first.train.attention,
       'mesh': first.mesh,
       'shardings': jax.tree.map(lambda x: x.sharding, state.trained),
     }

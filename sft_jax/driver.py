@@ -20,7 +20,7 @@ from sft_jax.session import Session
 from sft_jax.train import loop
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.state import TrainState
-from sft_jax.utils import log
+from sft_jax.utils import log, peers
 from sft_jax.utils.errors import Diverged
 
 Tree = dict[str, Any]
@@ -109,6 +109,8 @@ class Driver:
       UserError: something that concerns all runs.
       Interrupted: stopped; the state is saved.
     """
+    what = [[run and run.run_id for run in self.runs], self._loader.shape, self._session.shared]
+    peers.require_same('what they are to train', what)
     if self._options.alone:
       self._introduce()
     with contextlib.ExitStack() as stack:

@@ -9,23 +9,18 @@ somebody serves. Tasks are those of a run's snapshots, in the same columns. Not 
 import dataclasses
 import hashlib
 import os
-import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sft_jax import inputs, results, runner, scoring
+from sft_jax import inputs, opened, results, runner, scoring
 from sft_jax import spec as spec_lib
 from sft_jax.evals import chats, core, served
 from sft_jax.evals import model as eval_model
 from sft_jax.evals.endpoint import Endpoint
-from sft_jax.models import peft, source
-from sft_jax.models import quantize as quantize_lib
-from sft_jax.parallel import compile as compile_lib
-from sft_jax.parallel import mesh as mesh_lib
-from sft_jax.train import loop, precision
+from sft_jax.models import source
+from sft_jax.train import loop
 from sft_jax.utils import io, log
 from sft_jax.utils.errors import Interrupted, UserError
 from sft_jax.workdir import Workdir
@@ -65,11 +60,11 @@ def evaluate(config: Any, workdir: str) -> results.Row:
       place = Workdir(workdir)
       spec_lib.check_settings(config)
       core.task_names(config.eval.tasks)
-      found = re.fullmatch(r'run:(.+?)(?:@(\w+))?', config.model.path)
+      run = opened.split_run(config.model.path)
       if target:
         one = _served(config, target, place, stop)
       else:
-        one = _snapshot(config, found[1], found[2], stop) if found else _model(config)
+        one = _snapshot(config, *run, stop) if run else _model(config)
       identity = _identity(config, one)
       _refuse_others(place, identity)
       cache = source.cache_root(config.cache_dir) / 'tokenised'
@@ -123,42 +118,23 @@ def _refuse_others(place: Workdir, identity: dict[str, Any]) -> None:
 
 def _model(config: Any) -> _Evaluated:
   """What `config.model` names."""
-  mesh_lib.init_distributed()
-  mesh_lib.check_accelerator(config.mesh.allow_idle)
-  compile_lib.keep_programs(source.cache_root(config.cache_dir) / 'compiled')
-  mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-  spec = spec_lib.from_config(_with_data(config), jax.default_backend())
-  model = inputs.load_model(spec.base, config.cache_dir, spec.max_length).cut_over(mesh)
-  has_data = bool(config.data.name or config.data.path)
-  if has_data:
+  one = opened.of_base(config)
+  spec, model = one.spec, one.model
+  if config.data.name or config.data.path:
     data = inputs.load_data(spec, model.tokenizer, [], config.data.dir)
   else:
     data = inputs.no_data(model.tokenizer, spec.template)
-  dtype = precision.DTYPES[spec.compute_dtype]
-  base = quantize_lib.load_params(model.checkpoint, model.cfg, mesh, dtype, spec.quantize)
-  adapter = scale = None
-  name, digest = model.name, model.checkpoint.fingerprint()[:12]
-  if config.model.adapter:
-    imported = peft.import_peft(config.model.adapter, model.cfg)
-    adapter = jax.tree.map(jnp.asarray, imported.adapter)
-    scale = jnp.full(model.cfg.num_layers, imported.scale, jnp.float32)
-    name = f'{name}+{os.path.basename(os.path.abspath(config.model.adapter))}'
-    digest += io.sha256_file(os.path.join(config.model.adapter, peft.WEIGHTS))[:12]
   row = {
-    'model_name': name,
+    'model_name': one.name,
     'data_name': 'pretrain',
-    'run-id': digest,
+    'run-id': one.digest,
     'step': 0,
     'template': spec.template,
     'compute-dtype': spec.compute_dtype,
     'quantize': spec.quantize,
   }
-  return _Evaluated(
-    eval_model.single(model.cfg, base, dtype, mesh, adapter, scale),
-    core.Writer(model.tokenizer, spec.template, config.eval.max_new_tokens),
-    data,
-    row,
-  )
+  writer = core.Writer(model.tokenizer, spec.template, config.eval.max_new_tokens)
+  return _Evaluated(one.load(), writer, data, row)
 
 
 def _served(config: Any, target: chats.Target, place: Workdir, stop: loop.StopSignal) -> _Evaluated:
@@ -192,34 +168,15 @@ def _served(config: Any, target: chats.Target, place: Workdir, stop: loop.StopSi
   return _Evaluated(served.Served(endpoint), served.Writer(config.eval.max_new_tokens), None, row)
 
 
-def _with_data(config: Any) -> Any:
-  """The config with some name of data where there is none: factors are checked together."""
-  config = ConfigDict(config.to_dict())
-  if not config.data.name and not config.data.path:
-    config.data.name = 'builtin'
-  # A base in integers is refused where it would be trained.
-  config.train.method = 'lora' if config.model.quantize != 'none' else config.train.method
-  return config
-
-
-def _snapshot(config: Any, directory: str, step: str | None, stop: loop.StopSignal) -> _Evaluated:
+def _snapshot(config: Any, directory: str, step: str, stop: loop.StopSignal) -> _Evaluated:
   """Weights that the run in `directory` has kept: of a step, `best`, or the last."""
-  held = io.read_json(os.path.join(directory, 'config.json'))
-  if not isinstance(held, dict) or 'config' not in held:
-    raise UserError('not a run', directory, 'name the workdir of a run')
-  its = ConfigDict(held['config'])
+  its = ConfigDict(opened.config_of(directory)['config'])
   # What is asked, and on what devices, is ours to say; what the weights are is the run's.
   its.eval, its.mesh, its.cache_dir = config.eval, config.mesh, config.cache_dir
   its.export.format = 'none'
   job = runner.Run(its, directory, stop)
   checkpoints = job.checkpoints(read_only=True)
-  kept = checkpoints.weights_steps()
-  best = checkpoints.best_step() if step == 'best' else None
-  if not kept:
-    raise UserError('no weights are kept here', directory, 'see config.checkpoint.keep_weights')
-  if step not in (None, 'best', 'last') and not step.isdigit():
-    raise UserError(f'{step!r} is no step', 'config.model.path', 'write run:DIR@best or @120')
-  number = int(step) if step and step.isdigit() else best or kept[-1]
+  number = opened.choose_step(checkpoints, step, directory)
   weights = checkpoints.restore_weights(number, job.program.abstract_weights())
   checkpoints.close()
   base = None

@@ -24,7 +24,7 @@ from sft_jax.evals import core
 from sft_jax.models import source
 from sft_jax.parallel import compile as compile_lib
 from sft_jax.parallel import mesh as mesh_lib
-from sft_jax.program import Program, by_backend
+from sft_jax.program import Program, tokens_per_micro
 from sft_jax.session import Session
 from sft_jax.train import loop, precision
 from sft_jax.train.checkpoint import Checkpoints
@@ -70,7 +70,7 @@ class Run:
     """
     self.config = config
     self.session = session = session or Session(shared=False)
-    mesh_lib.init_distributed()
+    mesh_lib.init_distributed(config.mesh.wait_seconds)
     mesh_lib.check_accelerator(config.mesh.allow_idle)
     compile_lib.keep_programs(source.cache_root(config.cache_dir) / 'compiled')
     spec = self.spec = spec_lib.from_config(config, jax.default_backend())
@@ -184,8 +184,11 @@ class Run:
     """Where `config.export` puts weights."""
     return self.workdir.path / 'export' / self.config.export.format
 
-  def export_kept(self) -> str:
+  def export_kept(self, out: str = '') -> str:
     """Exports from what is kept in the workdir; returns the directory.
+
+    Args:
+      out: Where to; '' is below the workdir.
 
     Raises:
       UserError: no weights are kept.
@@ -200,14 +203,15 @@ class Run:
     with contextlib.closing(self.checkpoints(read_only=True)) as checkpoints:
       if not checkpoints.weights_steps():
         raise nothing
-      return self.export(checkpoints, None)
+      return self.export(checkpoints, None, out)
 
-  def export(self, checkpoints: Checkpoints, last: Tree | None) -> str:
-    """Writes the chosen snapshot's weights below `export/`; returns the directory.
+  def export(self, checkpoints: Checkpoints, last: Tree | None, out: str = '') -> str:
+    """Writes the chosen snapshot's weights; returns the directory.
 
     Args:
       checkpoints: Where weights are kept.
       last: The weights after the last step, if at hand.
+      out: Where to; '' is below `export/` of the workdir.
     """
     config, kept = self.config.export, checkpoints.weights_steps()
     step = self.total_steps if last is not None else kept[-1]
@@ -222,7 +226,7 @@ class Run:
       weights = last
     else:
       weights = checkpoints.restore_weights(step, self.program.abstract_weights())
-    out, spec = os.fspath(self.export_path()), self.spec
+    out, spec = out or os.fspath(self.export_path()), self.spec
     data = datasets.source(spec.data_name, spec.data_path)
     card = summary.card(self.model.name, self.data.name, data, self.workdir.rows(), spec, step)
 
@@ -277,7 +281,7 @@ def make_loader(
     row_length=train.row_length,
     rows_per_micro=train.rows_per_micro,
     # Runs side by side share the memory of one.
-    tokens_per_micro=max(1, by_backend(cpu=1024, other=8192) * shards // slots),
+    tokens_per_micro=max(1, tokens_per_micro() * shards // slots),
     row_shards=shards,
     few_shapes=few_shapes,
     shape=shape,

@@ -14,7 +14,7 @@ from etils import epath
 
 from sft_jax.cohort import Size
 from sft_jax.train.checkpoint import Checkpoints
-from sft_jax.utils import io
+from sft_jax.utils import io, peers
 
 _PLAN = 'cohort.json'
 
@@ -48,7 +48,7 @@ def find(place: str, ids: set[str], known: set[str]) -> Plan | None:
     known: Runs of the cohort that have ended.
   """
   file = epath.Path(place) / _PLAN
-  held = io.read_json(file) if file.exists() else None
+  held = peers.from_first(io.read_json(file) if file.exists() else None)
   if held is None or not ids <= set(held['runs']) <= ids | known:
     return None
   micros, rows, tokens = held['shape']
@@ -66,11 +66,11 @@ def open_states(place: str, plan: Plan, config: Any) -> Checkpoints:
   directory = epath.Path(place)
   wanted = io.to_json(dataclasses.asdict(plan))
   file = directory / _PLAN
-  if not file.exists() or io.to_json(io.read_json(file)) != wanted:
+  held = io.to_json(io.read_json(file)) if file.exists() else ''
+  if held != wanted and jax.process_index() == 0:
     with io.explain_os_errors(directory):
       (directory / 'checkpoints').rmtree(missing_ok=True)
-    if jax.process_index() == 0:
-      io.write_json_atomic(file, dataclasses.asdict(plan))
+    io.write_json_atomic(file, dataclasses.asdict(plan))
   return Checkpoints(
     directory,
     plan.identity,

@@ -42,10 +42,15 @@ def run(config: Any, workdir: str) -> list[results.Row]:
     return job.workdir.rows()
 
 
-def export(config: Any, workdir: str) -> str:
+def export(config: Any, workdir: str, out: str = '') -> str:
   """Writes weights kept in a workdir as `config.export` says; returns the directory.
 
   Changes nothing else there: the run may be at work.
+
+  Args:
+    config: That of the run.
+    workdir: The run's.
+    out: Where to; '' is `export/FORMAT` in the workdir.
 
   Raises:
     UserError: no format given, or no weights kept.
@@ -55,7 +60,7 @@ def export(config: Any, workdir: str) -> str:
     job = Run(config, workdir, stop)
     if config.export.format == 'none':
       raise UserError('no format given', 'config.export.format', 'use hf or peft')
-    return job.export_kept()
+    return job.export_kept(out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from etils import epath
 
 from sft_jax import spec as spec_lib
 from sft_jax.results import ROW_KEY, Row
-from sft_jax.utils import io, lease
+from sft_jax.utils import io, lease, peers
 from sft_jax.utils.errors import UserError
 
 # Packages whose versions can change numbers.
@@ -30,7 +30,7 @@ _RECORDED = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers
 
 
 class Workdir:
-  """The directory of one run. Only the first process writes."""
+  """The directory of one run. Only the first process writes, and what it reads all read."""
 
   def __init__(self, path: str):
     """Touches nothing yet."""
@@ -110,7 +110,8 @@ class Workdir:
   def rows(self) -> list[Row]:
     """Rows written so far, by step."""
     path = self.path / 'rows.jsonl'
-    return sorted(io.read_jsonl(path), key=lambda r: r['step']) if path.exists() else []
+    found = io.read_jsonl(path) if path.exists() else []
+    return sorted(peers.from_first(found), key=lambda r: r['step'])
 
   def put_row(self, row: Row) -> None:
     """Adds a row, or writes the same again."""
@@ -148,7 +149,7 @@ class Workdir:
     path = self.path / 'evaluation.json'
     held = io.read_json(path) if path.exists() else {}
     equal = held.get('step') == step and held.get('settings') == settings
-    return dict(held['tasks']) if equal else {}
+    return dict(peers.from_first(held['tasks'] if equal else {}))
 
   def put_finished_tasks(self, step: int, settings: dict[str, Any], tasks: dict[str, Any]) -> None:
     """Keeps what `finished_tasks` gives back."""
@@ -169,7 +170,7 @@ class Workdir:
 
   def finished(self) -> bool:
     """Whether the run is complete."""
-    return (self.path / 'done.json').exists()
+    return bool(peers.from_first((self.path / 'done.json').exists()))
 
   def finish(self, steps: int) -> None:
     """Marks the run complete; nothing is written after this."""
@@ -181,7 +182,7 @@ class Workdir:
   def failure(self) -> str:
     """Why the run was given up; '' if it was not."""
     path = self.path / 'failed.json'
-    return str(io.read_json(path)['reason']) if path.exists() else ''
+    return str(peers.from_first(io.read_json(path)['reason'] if path.exists() else ''))
 
   def fail(self, reason: str, step: int) -> None:
     """Marks the run as given up until `failed.json` is removed: its numbers were no numbers."""

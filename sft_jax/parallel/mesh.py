@@ -3,9 +3,12 @@
 Not for deciding how an array is cut: that is `rules.py`.
 """
 
+import contextlib
 import glob
 import math
 import os
+import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +17,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh
 
+from sft_jax.parallel import launcher
+from sft_jax.utils import aborts, log, peers
 from sft_jax.utils.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 
 # Environment variables set on TPU machines (jax itself sets others, such as TPU_ML_PLATFORM).
 _TPU_MACHINE = ('TPU_ACCELERATOR_TYPE', 'TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES', 'TPU_NAME')
-# Environment variables by which a launcher says how many processes make one program.
-_PROCESS_COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 
 def make_mesh(
@@ -41,6 +44,12 @@ def make_mesh(
   devices = list(jax.devices() if devices is None else devices)
   sizes = _fill({'data': data, 'fsdp': fsdp, 'tensor': tensor}, len(devices))
   return Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def fill(data: int, fsdp: int, tensor: int, count: int) -> tuple[int, int, int]:
+  """Sizes of `AXES` for so many devices; see `make_mesh`."""
+  found = _fill({'data': data, 'fsdp': fsdp, 'tensor': tensor}, count)
+  return found[0], found[1], found[2]
 
 
 def _fill(sizes: dict[str, int], count: int) -> tuple[int, ...]:
@@ -96,39 +105,82 @@ def init_distributed(timeout_s: int = 300) -> None:
   """Joins the processes of one program; does nothing where there is one process.
 
   Call it before the first use of a device. Several processes are recognised by what a launcher
-  sets: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm's `srun`, Open
-  MPI, or a TPU pod. Slurm arrays and Kubernetes jobs of separate workers are not one program.
+  sets; see `launcher.from_environment` for plain variables, Kubernetes indexed Jobs and Slurm's
+  `srun`. Open MPI and TPU pods are known to jax. Workers of a study that a Slurm array, a
+  Kubernetes Job or Ray starts are programs of one process each, and are not joined; a run over
+  several nodes of a Ray cluster is given the plain variables.
 
   Args:
     timeout_s: How long to wait for the other processes, in seconds.
 
   Raises:
-    UserError: the launcher announced several processes and they did not meet.
+    UserError: the processes did not meet, or do not agree on how many they are.
   """
   env = os.environ
-  several = any(env.get(name, '1') not in ('', '0', '1') for name in _PROCESS_COUNTS)
-  several = several or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
-  on_tpu = _tpu_nodes('/dev') != [] and env.get('JAX_PLATFORMS', 'tpu') != 'cpu'
-  if jax.distributed.is_initialized() or not (several or on_tpu):
+  if jax.distributed.is_initialized():
     return
+  launch = launcher.from_environment(env)
+  known = _number_of('OMPI_COMM_WORLD_SIZE') > 1 or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
+  on_tpu = _tpu_nodes('/dev') != [] and env.get('JAX_PLATFORMS', 'tpu') != 'cpu'
+  if launch is None and (_number_of('JAX_NUM_PROCESSES') == 1 or not (known or on_tpu)):
+    return
+  # Its handler of SIGTERM would take the place of ours, which saves first.
+  jax.config.update('jax_enable_preemption_service', False)
   explicit: dict[str, Any] = {}
-  if env.get('JAX_COORDINATOR_ADDRESS') and env.get('JAX_NUM_PROCESSES'):
+  if launch is not None:
+    _await_coordinator(launch, timeout_s)
     explicit = {
-      'coordinator_address': env['JAX_COORDINATOR_ADDRESS'],
-      'num_processes': int(env['JAX_NUM_PROCESSES']),
-      'process_id': int(env.get('JAX_PROCESS_ID', '0')),
+      'coordinator_address': launch.coordinator,
+      'num_processes': launch.count,
+      'process_id': launch.index,
+      'local_device_ids': launch.local_devices,
+      'cluster_detection_method': 'deactivate',
     }
+  where = launch.where if launch else 'OMPI_COMM_WORLD_SIZE, TPU_WORKER_HOSTNAMES'
+  apart = lambda why: UserError(
+    f'the processes of this program did not meet {why}',
+    where,
+    'look at what the others say; start every process with the same coordinator and count and with '
+    'its own number, all within that time, and let them reach its port',
+  )
+  line = f'error: {apart(f"in {timeout_s} s")}'
   try:
-    jax.distributed.initialize(initialization_timeout=timeout_s, **explicit)
+    with aborts.told_as(line, 2) if launch or known else contextlib.nullcontext():
+      jax.distributed.initialize(initialization_timeout=timeout_s, **explicit)
   except (ValueError, RuntimeError) as e:
-    if several:
+    if launch or known:
       # Going on would train one separate model a host.
-      raise UserError(
-        f'the processes of this program did not meet: {e}',
-        where='JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID',
-        how='start every process with the same coordinator and count, its own id, and an open port',
-      ) from e
+      raise apart(f': {e}') from e
     logging.info('One TPU host, no other processes: %s', e)
+    return
+  peers.watch(timeout_s)
+  if not peers.is_first():
+    log.setup_logging(-1)  # They all would say the same.
+
+
+def _number_of(name: str) -> int:
+  text = os.environ.get(name, '')
+  return int(text) if text.isdecimal() else 0
+
+
+def _await_coordinator(launch: launcher.Launch, timeout_s: float) -> None:
+  """Returns when process 0 answers: the runtime would abort where it does not."""
+  host, _, port = launch.coordinator.rpartition(':')
+  until, why = time.monotonic() + timeout_s, ''
+  while launch.index:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+      return
+    except OSError as e:
+      why = e.strerror or str(e)
+    if time.monotonic() > until:
+      raise UserError(
+        f'the coordinator {launch.coordinator} does not answer in {timeout_s:g} s: {why}',
+        launch.where,
+        f'check that process 0 has started there, that {socket.gethostname()} knows that name, and '
+        'that no firewall closes the port',
+      )
+    time.sleep(0.5)
 
 
 def _tpu_nodes(dev: str) -> list[str]:
@@ -148,8 +200,17 @@ def check_accelerator(allow_idle: bool = False, dev: str = '/dev') -> None:
     dev: Directory of device files.
 
   Raises:
-    UserError: an accelerator's device file exists and jax runs on the CPU.
+    UserError: an accelerator's device file exists and jax runs on the CPU; or JAX_PLATFORMS asks
+      for what jax cannot use.
   """
+  try:
+    backend = jax.default_backend()
+  except RuntimeError as e:
+    raise UserError(
+      f'jax cannot use what was asked for: {str(e).split(" (set JAX_PLATFORMS")[0]:.300}',
+      where=f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}',
+      how="pip install '.[cuda]' or '.[tpu]' in the checkout, or unset it to take what there is",
+    ) from e
   if allow_idle or os.environ.get('JAX_PLATFORMS', '').lower() == 'cpu':
     return
   found = {
@@ -157,7 +218,7 @@ def check_accelerator(allow_idle: bool = False, dev: str = '/dev') -> None:
     'tpu': _tpu_nodes(dev),
   }
   for extra, nodes in found.items():
-    if nodes and jax.default_backend() == 'cpu':
+    if nodes and backend == 'cpu':
       name = {'cuda': 'an NVIDIA GPU', 'tpu': 'a TPU'}[extra]
       raise UserError(
         f'this machine has {name} but jax runs on the CPU',

@@ -15,7 +15,7 @@ from etils import epath
 
 from sft_jax.train import orbax_io
 from sft_jax.train.weights import Weights
-from sft_jax.utils import io, log
+from sft_jax.utils import io, log, peers
 from sft_jax.utils.errors import UserError
 
 
@@ -59,8 +59,10 @@ class Checkpoints:
     self._state_dir = root / 'checkpoints'
     self._manager: Any = None
     with io.explain_os_errors(root):
+      peers.wait_for_all('before a sweep')  # Others may still be reading.
       orbax_io.sweep(self._state_dir, run_id, orbax_io.metadata, read_only)
       self.weights = Weights(root / 'weights', run_id, weights, read_only)
+      peers.wait_for_all('after a sweep')
     self._own: set[int] = set()
 
   @property
@@ -83,7 +85,8 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """Step of the latest complete training state, or None."""
-    return self._state.latest_step() if orbax_io.steps(self._state_dir) else None
+    found = peers.from_first(bool(orbax_io.steps(self._state_dir)))
+    return self._state.latest_step() if found else None
 
   def save(self, step: int, state: Any, wait: bool = False) -> None:
     """Saves the training state after `step` steps; the arrays may be donated at once.

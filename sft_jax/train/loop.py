@@ -21,14 +21,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from sft_jax.utils import chips, log
+from sft_jax.utils import chips, log, peers
 from sft_jax.utils.errors import Diverged, Interrupted, OutOfMemory
 
 Tree = Any
 StepFn = Callable[[Tree, Tree, Mapping[str, Any]], tuple[Tree, Mapping[str, Any]]]
 
-# Several hosts must stop at the same step, so they ask each other, every so many steps.
-_AGREE_EVERY = 8
 _MEMORY_HELP = (
   'set config.train.rows_per_micro=1, config.train.remat=full or a smaller '
   'config.train.max_length, or use more devices (config.mesh.fsdp)'
@@ -252,9 +250,10 @@ def train(
   done = start_step
   pending: Mapping[str, Any] | None = None
   shapes: dict[str, str] = {}
+  agreement = peers.Agreement()
 
   while True:
-    stopping, overdue = agree(stop.requested, checkpoints.overdue(), done)
+    stopping, overdue = agreement(stop.requested, checkpoints.overdue(), done)
     # Before an evaluation too, which may take longer than what ends this process allows.
     pausing = done in snapshot_steps or done == total_steps
     saving = overdue or checkpoints.due(done) or (save_at_snapshots and pausing)
@@ -299,18 +298,6 @@ def train(
   for run_log in filter(None, logs):
     run_log.flush()
   return state
-
-
-def agree(stopping: bool, saving: bool, step: int) -> tuple[bool, bool]:
-  """The same answer on every host: any of them may ask for a stop or a save."""
-  if jax.process_count() == 1:
-    return stopping, saving
-  if step % _AGREE_EVERY:
-    return False, False
-  from jax.experimental import multihost_utils
-
-  asked = multihost_utils.process_allgather(np.array([stopping, saving]))
-  return bool(asked[:, 0].any()), bool(asked[:, 1].any())
 
 
 def _shapes(state: Tree, batch: Tree) -> dict[str, str]:

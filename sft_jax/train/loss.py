@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sft_jax.models import head as head_lib
 
@@ -43,6 +44,8 @@ class _Static(NamedTuple):
   softcap: float | None
   vocab: int | None
   kernel: str  # order of the kernel's axes, 'dv' or 'vd'
+  whole: NamedSharding | None
+  cut: NamedSharding | None
 
 
 def cross_entropy(
@@ -58,6 +61,7 @@ def cross_entropy(
   transposed: bool = False,
   shards: int = 1,
   runs_axis: str | None = None,
+  head_sharding: NamedSharding | None = None,
 ) -> LossSums:
   """Weighted negative log-likelihood of `targets` under `softmax(hidden @ head)`, summed.
 
@@ -78,6 +82,8 @@ def cross_entropy(
       Supervised positions are gathered within a piece, never across.
     runs_axis: Name of an enclosing vmap axis; the number of chunks is then the largest over it, so
       that the loop's condition is not batched.
+    head_sharding: How the head is laid out, where devices share it: it is then put together once,
+      not for every chunk, and its gradient is summed into this layout.
 
   Returns:
     Sums, differentiable in `sum` with respect to `hidden` and `head`.
@@ -85,9 +91,21 @@ def cross_entropy(
   hidden, targets, weights = (head_lib.shard(x, shards) for x in (hidden, targets, weights))
   chunk = min(chunk, targets.shape[1])
   plan = head_lib.make_plan(targets, weights, chunk, runs_axis)
-  static = _Static(chunk, train_head, logit_softcap, vocab, 'vd' if transposed else 'dv')
+  order = 'vd' if transposed else 'dv'
+  whole = None if head_sharding is None else _whole(head_sharding)
+  static = _Static(chunk, train_head, logit_softcap, vocab, order, whole, head_sharding)
   nll, correct = _fused(static, hidden, head, plan)
   return LossSums(nll, jax.lax.stop_gradient(weights.sum()), correct)
+
+
+def _whole(sharding: NamedSharding) -> NamedSharding:
+  """The same, but for the axis that those who share rows are cut over."""
+  spec = (axis if axis == 'tensor' else None for axis in sharding.spec)
+  return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def _constrained(x: Array, sharding: NamedSharding | None) -> Array:
+  return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
 def _score(
@@ -113,7 +131,7 @@ def _score(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(static: _Static, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple[Array, Array]:
   chunk = static.chunk
-  kernel = head.astype(hidden.dtype)
+  kernel = _constrained(head.astype(hidden.dtype), static.whole)
 
   def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
     h, t, w = head_lib.take(hidden, plan, i, chunk)
@@ -126,7 +144,7 @@ def _fused(static: _Static, hidden: Array, head: Array, plan: head_lib.Plan) -> 
 
 def _fused_fwd(static: _Static, hidden: Array, head: Array, plan: head_lib.Plan) -> tuple:
   chunk, train_head = static.chunk, static.train_head
-  kernel = head.astype(hidden.dtype)
+  kernel = _constrained(head.astype(hidden.dtype), static.whole)
   groups, _, width = hidden.shape
 
   def body(i: Array, carry: tuple) -> tuple:
@@ -154,7 +172,7 @@ def _fused_fwd(static: _Static, hidden: Array, head: Array, plan: head_lib.Plan)
   )
   d_hidden = jnp.take_along_axis(d_hidden, plan.inverse[..., None], axis=1)
   if train_head:
-    d_head = d_head.sum(0).astype(head.dtype)
+    d_head = _constrained(d_head.sum(0), static.cut).astype(head.dtype)
   return (nll, correct), (d_hidden, d_head)
 
 

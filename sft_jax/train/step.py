@@ -4,15 +4,18 @@ Not for the loop around it: logging, snapshots and checkpoints live in `loop.py`
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from sft_jax.models import attention as attention_lib
 from sft_jax.models import decoder
 from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import rules
 from sft_jax.train import loss, optimizer
 from sft_jax.train.state import METHODS, TrainState, run_axes
 
@@ -38,6 +41,7 @@ class Settings:
     use_dropout: Whether the adapter's input is dropped out at `hypers.dropout_rate`.
     other_trained: False leaves embedding, final norm and head out of the gradient altogether,
       which `hypers.other_mask` alone does not save.
+    attention: 'auto' or a name of `attention.KINDS`, taken where it suits devices and rows.
     mesh: Devices, or None for one device.
   """
 
@@ -49,6 +53,7 @@ class Settings:
   param_rounding: str = 'nearest'
   use_dropout: bool = False
   other_trained: bool = True
+  attention: str = 'auto'
   mesh: Mesh | None = None
 
 
@@ -185,6 +190,15 @@ class TrainStep:
     }
     return sums, optimizer.mask_gradients(state.hypers, grads)
 
+  def _kernel(self, rows: tuple[int, ...]) -> Callable[..., Array] | None:
+    """The fused attention of a microbatch of `[B,T]`, or None."""
+    s = self._settings
+    platform = s.mesh.devices.flat[0].platform if s.mesh else jax.default_backend()
+    kind = attention_lib.choose(s.attention, s.cfg, rows[1], platform, s.compute_dtype)
+    if kind == 'xla' or (s.mesh is not None and rows[0] % (s.mesh.size // s.mesh.shape['tensor'])):
+      return None
+    return functools.partial(attention_lib.fused, kind, s.cfg, mesh=s.mesh)
+
   def _micro_loss(self, base, trained, hypers, part, dropout_key):
     """Share of the step's loss in one microbatch, and its share of right predictions."""
     s = self._settings
@@ -194,6 +208,7 @@ class TrainStep:
       params = {k: v if k == 'layers' else jax.lax.stop_gradient(v) for k, v in params.items()}
     shards = _batch_shards(s.mesh, part['tokens'].shape[0])
     tied = s.cfg.tie_embeddings
+    head = params['embed']['embedding'] if tied else decoder.head_kernel(params)
     hidden = decoder.forward(
       s.cfg,
       params,
@@ -207,10 +222,11 @@ class TrainStep:
       dtype=s.compute_dtype,
       remat=s.remat,
       mesh=s.mesh if shards > 1 else None,
+      kernel=self._kernel(part['tokens'].shape),
     )
     out = loss.cross_entropy(
       hidden,
-      params['embed']['embedding'] if tied else decoder.head_kernel(params),
+      head,
       part['targets'],
       part['weights'],
       chunk=s.loss_chunk,
@@ -220,8 +236,15 @@ class TrainStep:
       transposed=tied,
       shards=shards,
       runs_axis=RUNS if lora else None,
+      head_sharding=None if s.mesh is None or shards == 1 else _head_sharding(s.mesh, head, tied),
     )
     return out.sum, out.correct
+
+
+def _head_sharding(mesh: Mesh, head: Array, tied: bool) -> NamedSharding:
+  """How the output projection is laid out, as `hf.param_shardings` has it."""
+  axes = ('vocab', 'embed') if tied else ('embed', 'vocab')
+  return NamedSharding(mesh, rules.partition_spec(axes, head.shape, mesh))
 
 
 def _batch_shards(mesh: Mesh | None, rows: int) -> int:
@@ -245,6 +268,7 @@ def make_train_step(
   param_rounding: str = 'nearest',
   use_dropout: bool = False,
   other_trained: bool = True,
+  attention: str = 'auto',
   mesh: Mesh | None = None,
   shardings: Tree | None = None,
 ) -> TrainStep:
@@ -266,6 +290,7 @@ def make_train_step(
     param_rounding=param_rounding,
     use_dropout=use_dropout,
     other_trained=other_trained,
+    attention=attention,
     mesh=mesh,
   )
   return TrainStep(settings, dict(decay_mask), shardings)

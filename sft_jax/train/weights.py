@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from sft_jax.train import orbax_io
-from sft_jax.utils import io, log, trees
+from sft_jax.utils import io, log, peers, trees
 from sft_jax.utils.errors import UserError
 
 WEIGHTS_POLICIES = ('all', 'last', 'best', 'none')
@@ -136,8 +136,11 @@ class Weights:
     self.close()
     if self._steps:
       log.say(f'removing the weights of an earlier attempt: {self._directory}')
-    for step in list(self._steps):
-      self._remove(step)
+    if peers.is_first():
+      for step in list(self._steps):
+        self._remove(step)
+    self._steps = {}
+    peers.wait_for_all('after weights were removed')
 
   def wait(self) -> None:
     """Returns when everything saved is complete on disk."""

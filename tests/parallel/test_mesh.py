@@ -77,6 +77,19 @@ def test_idle_tpu_is_refused(tmp_path, monkeypatch, node):
     mesh_lib.check_accelerator(dev=str(tmp_path))
 
 
+def test_what_was_asked_for_and_is_not_there_is_said():
+  code = 'from sft_jax.parallel import mesh; mesh.check_accelerator(allow_idle=True)'
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {'JAX_PLATFORMS': 'rocm'},
+  )
+  assert 'UserError: jax cannot use what was asked for' in done.stderr, done.stderr[-500:]
+  assert '(JAX_PLATFORMS=rocm)' in done.stderr and 'unset it' in done.stderr
+
+
 def test_one_process_needs_nothing():
   mesh_lib.init_distributed()
   assert not jax.distributed.is_initialized()

@@ -286,8 +286,19 @@ def sharded_run(method, sizes):
   return losses, jax.tree.map(np.array, fresh.trained)
 
 
-@pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('sizes', [{'fsdp': 8}, {'fsdp': 4, 'tensor': 2}], ids=str)
+@pytest.mark.parametrize(
+  'method, sizes',
+  [
+    ('full', {'fsdp': 8}),
+    ('full', {'data': 8, 'fsdp': 1}),
+    ('full', {'data': 2, 'fsdp': 4}),
+    ('full', {'fsdp': 4, 'tensor': 2}),
+    ('full', {'data': 2, 'fsdp': 2, 'tensor': 2}),
+    ('lora', {'fsdp': 8}),
+    ('lora', {'fsdp': 4, 'tensor': 2}),
+  ],
+  ids=str,
+)
 def test_eight_devices_equal_one(method, sizes):
   assert jax.device_count() == 8
   losses, after = sharded_run(method, sizes)

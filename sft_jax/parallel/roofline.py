@@ -1,0 +1,52 @@
+"""The least time that work can take on chips, and what bounds it (Williams et al., 2009).
+
+Not for counting the work: that needs the model.
+"""
+
+import dataclasses
+
+from sft_jax.parallel.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What one chip does in one step.
+
+  Attributes:
+    flops: Of matrix products, what is computed twice counted twice.
+    moved: Bytes to and from its memory.
+    sent: {chips of a group: bytes a chip sends among near ones}.
+    far: Bytes a chip sends to other nodes.
+  """
+
+  flops: float
+  moved: float
+  sent: dict[int, float] = dataclasses.field(default_factory=dict)
+  far: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """Seconds that each resource needs by itself; the most is the least a step takes."""
+
+  compute: float
+  memory: float
+  network: float
+
+  @property
+  def seconds(self) -> float:
+    """The least time, if all else happens meanwhile."""
+    return max(self.compute, self.memory, self.network)
+
+  @property
+  def binding(self) -> str:
+    """compute | memory | network."""
+    return max(('compute', 'memory', 'network'), key=lambda name: getattr(self, name))
+
+
+def bound(work: Work, topology: Topology) -> Bound:
+  """The roofline of `work` on each of these chips."""
+  chip = topology.chip
+  network = sum(size / topology.rate(group) for group, size in work.sent.items())
+  network += work.far / topology.rate(topology.chips)
+  return Bound(work.flops / chip.flops, work.moved / chip.bandwidth, network)
