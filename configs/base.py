@@ -175,7 +175,7 @@ def get_config() -> ConfigDict:
   config.report.bootstrap = 2000  # Draws of models for each interval.
   config.report.seed = 0  # Of the draws.
 
-  # --mode=choose: which of several data sets to train on, by a race within a budget. Everything else
+  # --mode=choose: which of several data sets to train on, by a race within a budget. All else
   # (model, method, epochs, config.data.size at full size) is as in a run.
   config.choose = ConfigDict()
   # Candidates, between commas: data sets, mixtures or files as in config.data; one with a comma in

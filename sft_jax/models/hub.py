@@ -55,6 +55,8 @@ def config_file(spec: str) -> pathlib.Path:
       spec,
       'give a directory that holds its config.json; weights are not needed',
     )
+  if snapshot.files and not snapshot.only(['config.json']).files:
+    raise UserError('the repository has no config.json', str(snapshot), 'choose another')
   held = snapshot.directory / 'config.json'
   return hub_download.one_file(snapshot, 'config.json') if snapshot.files else held
 

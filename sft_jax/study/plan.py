@@ -26,10 +26,16 @@ AUTO_COHORT = 16
 # that is done early is carried along, frozen, to the end.
 _LEAST_SHARE = 0.75
 # Where the study runs and what it keeps: changes of these change no result.
-_FREE = ('study', 'mesh', 'checkpoint', 'export', 'compare', 'log')
+_FREE = ('study', 'mesh', 'checkpoint', 'export', 'compare', 'log', 'plan')
 _FREE_KEYS = (
   *('cache_dir', 'max_seconds', 'data.dir', 'eval.data_dir', 'eval.slots'),
-  *('eval.tokens_per_batch', 'eval.judge_budget', 'eval.run_code', 'train.remat'),
+  *(
+    'eval.tokens_per_batch',
+    'eval.judge_budget',
+    'eval.run_code',
+    'train.remat',
+    'train.attention',
+  ),
   *('train.layout', 'train.loss_chunk', 'train.row_length', 'train.rows_per_micro'),
 )
 

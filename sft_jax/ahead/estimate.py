@@ -1,0 +1,205 @@
+"""Bytes, FLOPs and traffic of a training step counted from the model, in no time.
+
+Good enough to rank settings before a few of them are compiled; the compiler has the last word on
+memory. Dimension letters as in `models/decoder.py`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from sft_jax.ahead.setting import Setting
+from sft_jax.models import families, lora
+from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import hlo, roofline
+from sft_jax.utils import chips
+
+_TYPES = {'float32': 4.0, 'bfloat16': 2.0}
+_KERNELS = {'none': 0.0, 'int8': 1.0, 'int4': 0.5}
+# Passes over the layers' weights of a step: forward, what is computed again, backward.
+_AGAIN = {'none': 0, 'dots': 0, 'full': 1, 'offload': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """Parameters of a model.
+
+  Attributes:
+    layers: Kernels of all layers.
+    head: Of the output projection (or the tied table).
+    table: Of the token table where it is not the head.
+    small: Norms and biases.
+    adapter: Of one run's adapter of the setting's rank; 0 without.
+  """
+
+  layers: int
+  head: int
+  table: int
+  small: int
+  adapter: int
+
+  @property
+  def all(self) -> int:
+    """Of the base."""
+    return self.layers + self.head + self.table + self.small
+
+  @property
+  def matmul(self) -> int:
+    """Those that multiply activations."""
+    return self.layers + self.head
+
+
+def counts(setting: Setting) -> Counts:
+  """Of the setting's model."""
+  cfg = setting.cfg
+  sizes = {path: math.prod(shape) for path, shape in families.shapes(cfg).items()}
+  kernels = {p: n for p, n in sizes.items() if p.startswith('layers/') and p.endswith('/kernel')}
+  table, head = sizes['embed/embedding'], sizes.get('head/kernel', 0)
+  small = sum(sizes.values()) - sum(kernels.values()) - table - head
+  adapter = 0
+  if setting.is_lora:
+    modules = lora.match_targets(cfg, setting.spec.targets)
+    rows = lora.adapter_table(cfg, modules, 1, setting.spec.rank).values()
+    adapter = sum(math.prod(shape) for _, shape in rows)
+  if cfg.tie_embeddings:
+    return Counts(sum(kernels.values()), table, 0, small, adapter)
+  return Counts(sum(kernels.values()), head, table, small, adapter)
+
+
+def memory(setting: Setting) -> dict[str, float]:
+  """About the bytes of each kind that one chip holds when it holds most."""
+  cfg, count, spec = setting.cfg, counts(setting), setting.spec
+  _, fsdp, tensor = setting.mesh
+  parts = fsdp * tensor
+  wide = _TYPES[spec.compute_dtype]
+  adapters = setting.runs * count.adapter
+  if setting.is_lora:
+    kernels = count.layers * (_KERNELS[spec.quantize] or wide)
+    parameters = (kernels + wide * (count.all - count.layers) + 4 * adapters) / parts
+    trained = adapters / parts
+  else:
+    trained = count.all / parts
+    parameters = trained * _TYPES[spec.param_dtype]
+  gradients = 4 * trained * (2 if setting.micros > 1 else 1)
+  rows = setting.rows / setting.shards * setting.runs
+  tokens = rows * setting.length
+  kept = (
+    tokens
+    * cfg.num_layers
+    * _kept(cfg, setting.remat, wide, tensor, 0 if setting.fused else setting.length)
+  )
+  qkv = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim / tensor
+  scores = rows * cfg.num_heads / tensor * setting.length**2
+  # Scores in float32, weights in the compute type.
+  working = 0.0 if setting.fused else scores * (4 + wide)
+  working += tokens * wide * (6 * cfg.hidden_size + 2 * qkv + 4 * cfg.intermediate_size / tensor)
+  # The next layer's weights arrive while one is at work.
+  gathered = 2 * wide * count.layers / cfg.num_layers / tensor if parts > tensor else 0.0
+  head = count.head / tensor
+  logits = setting.runs * min(setting.chunk, setting.length * setting.rows / setting.shards)
+  logits *= 2 * 4 * cfg.vocab_size / tensor
+  whole_head = wide * head if fsdp > 1 else 0.0
+  # Summed over chunks for all of the head, then over chips.
+  head_gradient = 4 * head if not setting.is_lora and spec.layers == 'all' else 0.0
+  return {
+    'parameters': parameters,
+    'optimiser': 8 * trained,
+    'gradients': gradients,
+    'logits': head_gradient,
+    # Logits are gone before the first layer's backward pass begins.
+    'activations': kept + max(working + gathered, logits + whole_head - gradients),
+  }
+
+
+def _kept(cfg: ModelConfig, remat: str, wide: float, tensor: int, scored: int) -> float:
+  """Bytes that one layer keeps of one token, and of so many scores, for the backward pass."""
+  heads = cfg.num_heads * cfg.head_dim / tensor
+  shared = cfg.num_kv_heads * cfg.head_dim / tensor
+  inner = cfg.intermediate_size / tensor
+  if remat == 'offload':
+    return 0.0
+  kept = wide * cfg.hidden_size
+  if remat in ('dots', 'none'):
+    kept += wide * (heads + 2 * shared + 2 * cfg.hidden_size + 2 * inner)
+  if remat == 'none':
+    kept += wide * (4 * cfg.hidden_size + 2 * heads + 2 * shared + 2 * inner)
+    kept += cfg.num_heads / tensor * scored * (4 + wide)
+  return kept
+
+
+def model_flops(setting: Setting) -> float:
+  """FLOPs that a step needs, as `chips.flops_per_token` counts them: of its data, all chips."""
+  count, cfg = counts(setting), setting.cfg
+  adapter = count.adapter if setting.is_lora else None
+  width = cfg.num_heads * cfg.head_dim
+  return setting.tokens * chips.flops_per_token(
+    count.matmul, cfg.num_layers, width, setting.length, adapter
+  )
+
+
+def work(setting: Setting, collectives: Sequence[hlo.Collective] | None = None) -> roofline.Work:
+  """What one chip does in a step, padding included.
+
+  Args:
+    setting: The setting.
+    collectives: Of the compiled program; without it, traffic is counted from the mesh.
+  """
+  cfg, count = setting.cfg, counts(setting)
+  tensor = setting.mesh[2]
+  again = _AGAIN[setting.remat]
+  wide = _TYPES[setting.spec.compute_dtype]
+  chip_tokens = (
+    setting.micros * setting.rows * setting.length * setting.runs / setting.topology.chips
+  )
+  passes = 2 + again + (0 if setting.is_lora else 1)
+  flops = 2.0 * chip_tokens * (passes * count.layers + (passes - again) * count.head)
+  flops += 2.0 * chip_tokens * (3 + again) * count.adapter
+  # Plain attention computes every score of a row, future ones too; a kernel half of them.
+  attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * setting.length
+  scored = 3 + (again or int(setting.remat == 'dots'))
+  flops += chip_tokens * attention * scored * (0.5 if setting.fused else 1.0)
+  weights = (2 + again) * wide * count.matmul / tensor * setting.micros
+  scores = chip_tokens * setting.length * cfg.num_heads * cfg.num_layers
+  # A score is written and read in float32, its weight in the compute type, in each pass.
+  moved = weights + (0.0 if setting.fused else scores * 2 * (4 + wide) * scored)
+  streams = 10 * cfg.hidden_size + 4 * cfg.num_heads * cfg.head_dim + 5 * cfg.intermediate_size
+  moved += chip_tokens * wide * cfg.num_layers * streams * (3 + again)
+  trained = setting.runs * count.adapter if setting.is_lora else count.all
+  moved += 28.0 * trained / (setting.mesh[1] * tensor)
+  if collectives is None:
+    return _traffic(setting, count, roofline.Work(flops, moved))
+  sent: dict[int, float] = {}
+  for one in collectives:
+    if not one.far:
+      sent[one.group] = sent.get(one.group, 0.0) + one.sent
+  return roofline.Work(flops, moved, sent, sum(one.sent for one in collectives if one.far))
+
+
+def _traffic(setting: Setting, count: Counts, base: roofline.Work) -> roofline.Work:
+  """`base` with bytes sent, as the mesh asks for: weights gathered, gradients scattered, halves of
+  layers summed."""
+  data, fsdp, tensor = setting.mesh
+  cfg, wide = setting.cfg, _TYPES[setting.spec.compute_dtype]
+  again = _AGAIN[setting.remat]
+  kept = _KERNELS[setting.spec.quantize] or wide
+  sent: dict[int, float] = {}
+
+  def add(group: int, size: float) -> None:
+    if group > 1:
+      sent[group] = sent.get(group, 0.0) + size
+
+  share = lambda n: (n - 1) / n
+  gathered = (2 + again) * kept * count.layers + 2 * wide * count.head
+  add(fsdp, setting.micros * share(fsdp) * gathered / tensor)
+  if not setting.is_lora:
+    add(fsdp, setting.micros * share(fsdp) * 4 * count.all / tensor)
+    add(data, 2 * share(data) * 4 * count.all / (fsdp * tensor))
+  else:
+    add(fsdp * data, 2 * share(fsdp * data) * 4 * setting.runs * count.adapter)
+  tokens = setting.micros * setting.rows / setting.shards * setting.length * setting.runs
+  add(
+    tensor, (4 + 2 * again) * 2 * share(tensor) * wide * tokens * cfg.hidden_size * cfg.num_layers
+  )
+  near = {group: size for group, size in sent.items() if group <= setting.topology.near}
+  far = sum(size for group, size in sent.items() if group not in near)
+  return roofline.Work(base.flops, base.moved, near, far)

@@ -1,0 +1,211 @@
+"""What is compiled ahead of time: one program of one run or cohort on a mesh of abstract devices.
+
+Shapes, types and shardings only; no weights. Not for what a program takes: `compiled.py` asks the
+compiler, `estimate.py` counts.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sft_jax import spec as spec_lib
+from sft_jax.data import pack
+from sft_jax.models import attention, families, hf, lora, quantize
+from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import mesh as mesh_lib
+from sft_jax.parallel import rules, topology
+from sft_jax.train import optimizer, precision
+from sft_jax.train.state import TrainState, init_state
+from sft_jax.train.step import TrainStep, make_train_step
+from sft_jax.utils import trees
+
+Tree = dict[str, Any]
+# Axes of a batch: runs, microbatches, rows, tokens.
+_ROWS = PartitionSpec(None, None, ('data', 'fsdp'), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One way to run a training step or an evaluation.
+
+  Attributes:
+    cfg: The model.
+    spec: Factors; method, rank, targets, types and quantisation count here.
+    topology: Chips of the program.
+    mesh: Sizes of `mesh.AXES`.
+    runs: Runs of the cohort; 1 in a full fine-tune.
+    rows: Rows of a microbatch, over all chips.
+    micros: Microbatches of a step.
+    filled: Rows of a step that hold data; the others are padding.
+    length: Tokens a row.
+    remat: A name of `decoder.REMAT_POLICIES`.
+    chunk: Positions of each shard whose logits exist at a time.
+    attention: As `config.train.attention`.
+  """
+
+  cfg: ModelConfig
+  spec: spec_lib.RunSpec
+  topology: topology.Topology
+  mesh: tuple[int, int, int]
+  runs: int
+  rows: int
+  micros: int
+  filled: int
+  length: int
+  remat: str
+  chunk: int = 512
+  attention: str = 'auto'
+
+  @property
+  def fused(self) -> bool:
+    """Whether a kernel attends, which keeps no scores and leaves future ones out."""
+    dtype = jnp.dtype(self.spec.compute_dtype)
+    platform = {'cuda': 'gpu'}.get(self.topology.chip.platform, self.topology.chip.platform)
+    return attention.choose(self.attention, self.cfg, self.length, platform, dtype) != 'xla'
+
+  @property
+  def is_lora(self) -> bool:
+    """Whether the base is frozen."""
+    return self.spec.method == 'lora'
+
+  @property
+  def shards(self) -> int:
+    """Chips that rows are divided over."""
+    return self.mesh[0] * self.mesh[1]
+
+  @property
+  def tokens(self) -> int:
+    """Tokens of data in one step, of all runs."""
+    return self.runs * self.filled * self.length
+
+  def overrides(self) -> dict[str, Any]:
+    """The config keys that make a run this one."""
+    out: dict[str, Any] = dict(
+      zip(('mesh.data', 'mesh.fsdp', 'mesh.tensor'), self.mesh, strict=True)
+    )
+    out |= {'train.remat': self.remat, 'train.rows_per_micro': self.rows}
+    out |= {'train.row_length': self.length}
+    if self.is_lora:
+      out |= {'study.cohort_size': self.runs, 'model.quantize': self.spec.quantize}
+    return out
+
+
+def steps_rows(setting: Setting, per_shard: int) -> Setting:
+  """The same step in microbatches of so many rows a shard, or fewer where it has no more rows."""
+  most = pack.round_up(setting.filled, setting.shards)
+  rows = min(per_shard * setting.shards, most)
+  return dataclasses.replace(setting, rows=rows, micros=math.ceil(setting.filled / rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Shapes and places of what a setting holds on its chips: the frozen base, what is trained."""
+
+  mesh: Mesh
+  base: Tree | None
+  trained: Tree
+
+  def parameter_bytes(self) -> float:
+    """Of all parameters, on one chip."""
+    return shard_bytes(self.base) + shard_bytes(self.trained)
+
+  def moment_bytes(self) -> float:
+    """Of Adam's two moments, on one chip."""
+    return 2 * shard_bytes(self.trained, itemsize=4)
+
+
+def shard_bytes(tree: Any, itemsize: float | None = None) -> float:
+  """Bytes of arrays on one chip; `itemsize` in place of that of their types."""
+  total = 0.0
+  for leaf in jax.tree.leaves(tree):
+    size = itemsize or (0.5 if leaf.dtype == jnp.int4 else leaf.dtype.itemsize)
+    total += size * math.prod(leaf.sharding.shard_shape(leaf.shape))
+  return total
+
+
+def make_mesh(setting: Setting) -> Mesh:
+  """Its mesh of abstract devices."""
+  data, fsdp, tensor = setting.mesh
+  return mesh_lib.make_mesh(data, fsdp, tensor, topology.devices(setting.topology))
+
+
+def weights(setting: Setting, mesh: Mesh) -> Weights:
+  """What the setting holds. `mesh` may be of real or of abstract devices."""
+  cfg, spec = hf.padded_for(setting.cfg, mesh), setting.spec
+  places, shapes = hf.param_shardings(cfg, mesh), families.shapes(cfg)
+  kept = spec.compute_dtype if setting.is_lora else spec.param_dtype
+  dtype = precision.DTYPES[kept]
+  params: dict[str, jax.ShapeDtypeStruct] = {}
+  for path, shape in shapes.items():
+    leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=places[path])
+    params |= quantize.shapes(spec.quantize, path, leaf)
+  if not setting.is_lora:
+    return Weights(mesh, None, trees.unflatten(params))
+  modules = lora.match_targets(cfg, spec.targets)
+  table = lora.adapter_table(cfg, modules, setting.runs, spec.rank)
+  cut = rules.shardings(table, mesh)
+  adapter = {
+    path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=cut[path])
+    for path, (_, shape) in table.items()
+  }
+  return Weights(mesh, trees.unflatten(params), trees.unflatten(adapter))
+
+
+def train_state(setting: Setting, held: Weights) -> TrainState:
+  """The state at step 0, as `init_state` makes it."""
+  spec = setting.spec
+  hypers = optimizer.make_hypers(
+    setting.cfg,
+    learning_rate=spec.learning_rate,
+    total_steps=1,
+    lora_scale=1.0,
+    layers=None
+    if spec.layers == 'all'
+    else range(*spec_lib.layer_band(spec.layers, setting.cfg.num_layers)),
+  )
+  shapes = jax.eval_shape(
+    lambda trained: init_state(trained, [hypers] * setting.runs, method=spec.method), held.trained
+  )
+  whole = NamedSharding(held.mesh, PartitionSpec())
+  like = lambda tree: jax.tree.map(_placed, tree, jax.tree.map(lambda x: x.sharding, held.trained))
+  state = jax.tree.map(lambda leaf: _placed(leaf, whole), shapes)
+  moments = state.moments._replace(mu=like(shapes.moments.mu), nu=like(shapes.moments.nu))
+  return state._replace(trained=held.trained, moments=moments)
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def train_batch(setting: Setting, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """A batch as the loader puts it."""
+  shape = (setting.runs, setting.micros, setting.rows, setting.length)
+  spread = NamedSharding(mesh, _ROWS)
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=spread) for name, dtype in pack.FIELDS.items()
+  }
+  whole = NamedSharding(mesh, PartitionSpec())
+  return batch | {'micro': jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)}
+
+
+def train_step(setting: Setting, held: Weights) -> TrainStep:
+  """The step that training runs."""
+  cfg = hf.padded_for(setting.cfg, held.mesh)
+  return make_train_step(
+    cfg,
+    setting.spec.method,
+    decay_mask=optimizer.decay_mask(cfg, trees.flatten(held.trained)),
+    compute_dtype=jnp.dtype(setting.spec.compute_dtype),
+    remat=setting.remat,
+    attention=setting.attention,
+    loss_chunk=setting.chunk,
+    param_rounding=setting.spec.rounding,
+    use_dropout=setting.is_lora and setting.spec.dropout > 0,
+    other_trained=setting.is_lora or setting.spec.layers == 'all',
+    mesh=held.mesh,
+    shardings=jax.tree.map(lambda x: x.sharding, held.trained),
+  )

@@ -1,0 +1,160 @@
+"""A plan for chips that are not here, as text and as JSON."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sft_jax.ahead import compiled, estimate, plan
+from sft_jax.parallel import hlo, topology
+
+_KINDS = ('parameters', 'optimiser', 'gradients', 'logits', 'cache', 'activations')
+
+
+def as_json(found: Sequence[plan.Planned], config: Any) -> dict[str, Any]:
+  """Everything the plan found, in bytes, seconds and hours."""
+  programs = [_program(planned, config) for planned in found]
+  kinds = ['train', 'score', 'decode']
+  if all(planned.best for planned in found):
+    kinds.insert(1, 'train_best')
+  total = {kind: sum(p['chip_hours'][kind] for p in programs) for kind in kinds}
+  chips = found[0].part.setting.topology.chips if found else 1
+  hours = sum(total.values()) - (total['train'] if 'train_best' in total else 0.0)
+  out: dict[str, Any] = {
+    'topology': config.plan.topology,
+    'chips': chips,
+    'programs': programs,
+    'chip_hours': total,
+    'days': hours / chips / 24,
+  }
+  if config.plan.price:
+    out['cost'] = hours * config.plan.price
+  return out
+
+
+def _program(planned: plan.Planned, config: Any) -> dict[str, Any]:
+  setting, part = planned.part.setting, planned.part
+  needed = estimate.model_flops(setting)
+  peak_flops = setting.topology.chips * setting.topology.chip.flops
+  out = {
+    'model': setting.spec.base,
+    'method': setting.spec.method,
+    'runs': part.runs,
+    'cohorts': part.cohorts,
+    'steps': part.steps,
+    'setting': setting.overrides(),
+    'compiled': planned.train is not None,
+    'fits': planned.fits,
+    'peak_bytes': planned.peak,
+    'chip_bytes': setting.topology.usable,
+    'bytes': planned.train.kinds if planned.train else planned.estimated,
+    'estimated_bytes': sum(planned.estimated.values()),
+    'model_flops_a_step': needed,
+    'bound_s': {
+      'compute': planned.bound.compute,
+      'memory': planned.bound.memory,
+      'network': planned.bound.network,
+    },
+    'binding': planned.bound.binding,
+    'tokens_per_s': setting.tokens / planned.bound.seconds,
+    'mfu_bound': needed / peak_flops / planned.bound.seconds,
+    'chip_hours': plan.hours(planned, config),
+    'evaluation': {name: _evaluation(one) for name, one in planned.evals.items()},
+    'best': [
+      {
+        'setting': one.setting.overrides(),
+        'topology': one.setting.topology.name,
+        'copies': one.copies,
+        'bytes': one.bytes,
+        'compiled_bytes': planned.peaks.get(i),
+        'tokens_per_s': one.rate,
+      }
+      for i, one in enumerate(planned.best)
+    ],
+  }
+  if planned.train:
+    out['collectives'] = hlo.sent_by_kind(planned.train.collectives)
+    out['largest'] = [
+      {'bytes': b.size, 'shape': b.shape, 'of': b.source} for b in planned.train.largest
+    ]
+    out['refused'] = planned.train.refused
+  return out
+
+
+def _evaluation(program: compiled.Program) -> dict[str, Any]:
+  return {
+    'peak_bytes': program.peak,
+    'bytes': program.kinds,
+    'refused': program.refused,
+    'collectives': hlo.sent_by_kind(program.collectives),
+  }
+
+
+def lines(found: Sequence[plan.Planned], config: Any) -> list[str]:
+  """What is said of a plan."""
+  told = as_json(found, config)
+  whole = topology.parse(config.plan.topology)
+  chip = whole.chip
+  out = [
+    f'{whole.name}: {whole.chips} x {chip.name}, {whole.usable / topology.GIB:.2f} GiB, '
+    f'{chip.flops / 1e12:.0f} TFLOP/s bf16, {chip.bandwidth / 1e9:.0f} GB/s each ({chip.source})'
+  ]
+  for planned, one in zip(found, told['programs'], strict=True):
+    out += ['', *_part_lines(planned, one)]
+  hours = told['chip_hours']
+  share = config.plan.attained
+  out += ['', f'hours at {share:.0%} of the roofline (config.plan.attained), an assumption:']
+  out += [f'  {name:<12}{value:,.1f} chip-hours' for name, value in hours.items() if value]
+  if not any(hours.values()):
+    out.append('  unknown: set config.data.size, and config.plan.scored and written for evaluation')
+  out.append(f'  {told["days"]:,.2f} days on {told["chips"]} chips')
+  if 'cost' in told:
+    out.append(f'  {told["cost"]:,.0f} at {config.plan.price:g} a chip-hour')
+  return out
+
+
+def _part_lines(planned: plan.Planned, one: dict[str, Any]) -> list[str]:
+  setting = planned.part.setting
+  data, fsdp, tensor = setting.mesh
+  rows = setting.micros * setting.rows
+  out = [
+    f'{setting.spec.base}, {setting.spec.method}, {setting.runs} run{"s" * (setting.runs > 1)} at '
+    f'once: mesh {data} x {fsdp} x {tensor}, {setting.micros} x {setting.rows} rows of '
+    f'{setting.length} tokens, remat {setting.remat}'
+  ]
+  if rows > setting.filled:
+    out.append(f'  {rows - setting.filled} of {rows} rows are padding: the batch has no more')
+  how = 'compiled' if one['compiled'] else 'counted, not compiled'
+  fits = 'fits' if one['fits'] else 'does not fit'
+  out.append(f'  {_gib(one["peak_bytes"])} on each chip ({how}): {fits}')
+  kinds = one['bytes']
+  parts = [f'{kind} {_gib(kinds[kind])}' for kind in _KINDS if kind in kinds]
+  out.append(f'  {", ".join(parts)}')
+  if one.get('collectives'):
+    sent = ', '.join(f'{kind} {_gib(size)}' for kind, size in one['collectives'].items())
+    out.append(f'  sent by each chip a step: {sent}')
+  times = ', '.join(f'{name} {_seconds(value)}' for name, value in one['bound_s'].items())
+  out.append(
+    f'  roofline of a step: {times}; {one["binding"]} binds, {one["tokens_per_s"]:,.0f} tokens/s, '
+    f'at most {one["mfu_bound"]:.0%} MFU'
+  )
+  for name, program in one['evaluation'].items():
+    out.append(
+      f'  {name}: {_gib(program["peak_bytes"])} on each chip {program["refused"]}'.rstrip()
+    )
+  for best in one['best'][:1]:
+    beside = f', {best["copies"]} side by side on {best["topology"]} each' * (best['copies'] > 1)
+    size = best['compiled_bytes']
+    known = (
+      f'{_gib(size)} compiled' if size and math.isfinite(size) else f'{_gib(best["bytes"])} counted'
+    )
+    out.append(f'  best found{beside}: {best["tokens_per_s"]:,.0f} tokens/s, {known}')
+    out.append(f'    {plan.launch_line(planned.best[0].setting, "CONFIG")}')
+  return out
+
+
+def _gib(size: float) -> str:
+  return f'{size / topology.GIB:.2f} GiB'
+
+
+def _seconds(value: float) -> str:
+  return f'{value:.2f} s' if value >= 1 else f'{1000 * value:.1f} ms'
