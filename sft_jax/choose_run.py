@@ -1,31 +1,40 @@
-"""A race of real runs: every rung a study in the workdir, every run's items read back as scores.
+"""The runs of a race: every rung a study in the workdir, every run's items read back as scores.
 
 The race decides (`study/race.py`), a study trains and evaluates (`study_run.py`); this turns the
 trials of one into the entries of the other. All is remembered by the studies: the same call goes on
-where it was stopped, and a new candidate runs only what is new.
+where it was stopped, and a new candidate runs only what is new. Not for what a config asks
+(`choose_mode.py`) or what is told of a decision (`choose_told.py`).
 """
 
+import contextlib
 import dataclasses
-import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from ml_collections import ConfigDict
 
-from sft_jax import job, study_run
+from sft_jax import choose_data, study_run
+from sft_jax.choose_data import Candidate
 from sft_jax.evals import core, records
-from sft_jax.evals.suite import BenchmarkTask
 from sft_jax.session import Session
-from sft_jax.study import choose
+from sft_jax.study import race_budget
 from sft_jax.study.directory import StudyDirectory
-from sft_jax.study.race import Race, Rules, Trial
-from sft_jax.study.race_data import Field, Observation, Scores
+from sft_jax.study.race import Rules, Trial
+from sft_jax.study.race_budget import Budget, Clock
+from sft_jax.study.race_data import Observation, Scores
 from sft_jax.study.race_evidence import Arm, Prior, Rung
-from sft_jax.train import loop
-from sft_jax.utils import io
-from sft_jax.utils.errors import UserError
+from sft_jax.utils import io, log
+from sft_jax.utils.errors import Interrupted, UserError
+
+# Points (standard deviation) that a gain on a share of the data moves against the others' until all
+# are used, times the root of that share: 4.5 at a twentieth, the median over models and benchmarks
+# of 1k against 20k examples in the published table.
+_DRIFT = 1.0
+# Of the time that is left, planned with: how long runs take is known only nearly.
+_CAREFUL = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,53 +42,24 @@ class Wish:
   """What is to be decided.
 
   Attributes:
-    data: Candidates: names of data sets, mixtures, or paths.
+    data: {candidate: data set, mixture or path}.
     rules: Targets and guards as in `config.eval.tasks`, and how to decide.
     rates: Learning rates to try; () takes the config's.
-    rungs: From small to full; {examples: rung}, 0 examples are all there are.
-    budget: Examples passed in training, all runs and epochs together.
-    most: Examples that a candidate of 0 is reckoned with: the largest has so many.
+    sizes: Examples at each rung, growing; 0 are all of a candidate; () chooses.
+    seeds: Runs of an arm at a rung, and at the last.
+    budget: What may be spent.
     prior: {candidate: expectation}.
+    endpoint: MODEL@URL of a served model to compare with; '' for none.
   """
 
-  data: Sequence[str]
+  data: Mapping[str, str]
   rules: Rules
-  rates: Sequence[float]
-  rungs: Mapping[int, Rung]
-  budget: float
-  most: int = 0
+  budget: Budget
+  rates: Sequence[float] = ()
+  sizes: Sequence[int] = ()
+  seeds: tuple[int, int] = (2, 3)
   prior: Mapping[str, Prior] = dataclasses.field(default_factory=dict)
-
-
-def race(config: Any, wish: Wish, workdir: str) -> tuple[choose.Decision, Race]:
-  """Holds a race of real runs and concludes; goes on where it was stopped.
-
-  Args:
-    config: What all runs share; its data, seeds, learning rate and tasks are set here.
-    wish: What is to be decided.
-    workdir: Where everything is kept.
-
-  Raises:
-    UserError: bad input, a budget that is too small; one line.
-    Interrupted: stopped; the same call continues.
-  """
-  for name in wish.data:
-    for task in (*wish.rules.targets, *wish.rules.guards):
-      if task.removeprefix('custom:') == name:
-        raise UserError('a target is training data too', name, 'keep them apart')
-  runs = Runs(config, wish, workdir)
-  base = runs.base()
-  rules = dataclasses.replace(
-    wish.rules,
-    targets={runs.names[task]: weight for task, weight in wish.rules.targets.items()},
-    guards={runs.names[task]: least for task, least in wish.rules.guards.items()},
-  )
-  most, only = rules.most_leak, rules.ability_only
-  field = Field(base, rules.targets, runs.leaks(), most_leak=most, ability_only=only)
-  arms = [Arm(name, rate) for name in wish.data for rate in wish.rates or (0.0,)]
-  rungs = list(wish.rungs.values())
-  one = Race(arms, rungs, rules, field, wish.budget, lambda _, at: runs.cost(at), wish.prior)
-  return choose.choose(one, runs.evaluate), one
+  endpoint: str = ''
 
 
 class Runs:
@@ -87,13 +67,15 @@ class Runs:
 
   Attributes:
     names: {task as it was given: its name in records, with everything said}.
+    candidates: What was found of the data, by candidate.
+    rungs: From small to full.
   """
 
   def __init__(self, config: Any, wish: Wish, workdir: str):
-    """Runs nothing.
+    """Reads the data of all candidates; runs nothing.
 
     Raises:
-      UserError: settings that ask different items of different runs.
+      UserError: settings that ask different items of different runs; bad data.
     """
     if config.eval.budget_seconds:
       raise UserError(
@@ -101,37 +83,122 @@ class Runs:
         'config.eval.budget_seconds',
         'use config.eval.precision or config.eval.limit',
       )
+    self._began = time.monotonic()
     self._wish, self._workdir = wish, workdir
     asked = dict.fromkeys((*wish.rules.targets, *wish.rules.guards))
     self.names = {task: _full_name(task) for task in asked}
-    self._sizes = list(wish.rungs)
-    self._config = config.copy_and_resolve_references()
-    with self._config.unlocked():
-      self._config.eval.tasks = ','.join(asked)
-      self._config.data.name = self._config.data.path = ''
-      self._config.train.snapshot_at = f'{self._config.train.epochs:g}'
+    self._config = _shared(config, list(asked))
+    io.require_writable(workdir)
+    self._clock = Clock(workdir)
+    with self._once('read'):
+      place, session = os.path.join(workdir, 'none'), Session()
+      self.candidates = {
+        name: choose_data.look(self.config_of(data), place, session)
+        for name, data in wish.data.items()
+      }
+    self._sizes = list(wish.sizes) or self._default_sizes()
+    self.rungs = self._make_rungs()
+    self._runs: dict[Trial, str] = {}
+    self._paid = 0.0
 
-  def cost(self, rung: int) -> float:
-    """Examples passed by a run at a rung."""
-    return (self._sizes[rung] or self._wish.most) * self._config.train.epochs
+  @contextlib.contextmanager
+  def _once(self, name: str) -> Iterator[None]:
+    """Counts what is done once before the race; what is only read again counts for nothing."""
+    again = f'{name} is done' in self._clock.notes
+    with self._clock.counting({'again' if again else name: 1.0}):
+      yield
+    self._clock.note(f'{name} is done', 1.0)
+
+  def _default_sizes(self) -> list[int]:
+    full = self._config.data.size
+    most = full or max(one.examples for one in self.candidates.values())
+    least = max(4 * self._config.train.batch_size, 64)
+    return [*(most // part for part in (16, 4) if most // part >= least), full]
+
+  def _make_rungs(self) -> list[Rung]:
+    few, many = self._wish.seeds
+    most = self._sizes[-1] or max(one.examples for one in self.candidates.values())
+    out = []
+    for number, size in enumerate(self._sizes, 1):
+      name = f'{size} examples' if size else 'all examples'
+      if number == len(self._sizes):
+        out.append(Rung(name, many))
+      else:
+        out.append(Rung(name, few, _DRIFT * (most / size) ** 0.5))
+    return out
+
+  def size(self, candidate: str, rung: int) -> int:
+    """`data.size` of a candidate at a rung; 0 where all of it is taken."""
+    size = self._sizes[rung]
+    return size if size < self.candidates[candidate].examples else 0
+
+  def cost(self, arm: Arm, rung: int) -> float:
+    """What a run of an arm at a rung is expected to cost, in the unit of the budget."""
+    about = self.candidates[arm.candidate]
+    examples = (self.size(arm.candidate, rung) or about.examples) * self._config.train.epochs
+    return self._amount(about, examples, examples * about.tokens)
+
+  def _amount(self, about: Candidate, examples: float, tokens: float) -> float:
+    if self._wish.budget.unit == 'examples':
+      return examples
+    if self._wish.budget.unit == 'tokens':
+      return tokens
+    if self._wish.budget.unit == 'flops':
+      return tokens * about.flops_per_token
+    notes = self._clock.notes
+    return notes['seconds-a-run'] + tokens * notes['seconds-a-token']
+
+  def measure(self, arm: Arm) -> float:
+    """The budget of the race itself; of time, what is left after how long a run takes is known.
+
+    How long tells a run of the first rung, the first that is needed anyway.
+    """
+    if self._wish.budget.unit != race_budget.SECONDS:
+      return self._wish.budget.amount
+    if 'seconds-a-token' not in self._clock.notes:
+      trial = Trial(arm, 0, 0)
+      log.say('one run of the first rung, for how long it takes')
+      if not self.evaluate([trial])[trial].scores:
+        what = 'the budget does not reach for a first run'
+        raise UserError(what, 'config.choose.budget', 'give more')
+      self._paid, key = 0.0, self._runs[trial]
+      directory = os.fspath(StudyDirectory(self._rung(0)).run(key))
+      lines = io.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
+      rates = [line['tokens-per-s'] for line in lines if 'tokens-per-s' in line]
+      tokens, total = self._trained(directory), self._clock.seconds[key]
+      training = min(tokens / rates[-1], total) if rates else total / 2
+      # Alone it evaluates the base once more and waits for programs that others will share.
+      fixed = min(total - training, self._clock.seconds['base'])
+      self._clock.move(key, 'alone', total - training - fixed)
+      self._clock.note('seconds-a-run', fixed)
+      self._clock.note('seconds-a-token', training / tokens)
+    return _CAREFUL * (self._wish.budget.amount - self._before())
+
+  def _before(self) -> float:
+    """Seconds that were spent before the race."""
+    return sum(self._clock.seconds.get(name, 0.0) for name in ('read', 'base', 'alone'))
 
   def entry(self, trial: Trial) -> dict[str, Any]:
     """The run of a trial, as an entry of a sweep."""
+    data = self._wish.data[trial.arm.candidate]
     # The first seed is the config's own.
     first = self._config.train.seeds
     out = {
-      f'data.{_kind(trial.arm.candidate)}': trial.arm.candidate,
-      'data.size': self._sizes[trial.rung],
+      f'data.{choose_data.kind(data)}': data,
+      'data.size': self.size(trial.arm.candidate, trial.rung),
       'train.seeds.data': first.data + trial.seed,
       'train.seeds.init': first.init + trial.seed,
       'train.seeds.dropout': first.dropout + trial.seed,
     }
     return out | ({'train.learning_rate': trial.arm.rate} if trial.arm.rate else {})
 
+  def _rung(self, number: int) -> str:
+    return os.path.join(self._workdir, f'rung-{number}')
+
   def evaluate(self, trials: Sequence[Trial]) -> dict[Trial, Observation]:
-    """The callback of a race; a run that was given up is left out."""
+    """The callback of a race; a run that was given up has no scores, and what it cost."""
     rung = trials[0].rung
-    place = os.path.join(self._workdir, f'rung-{rung}')
+    place = self._rung(rung)
     entries = [self.entry(trial) for trial in trials]
     # A study may grow and may not shrink: what an earlier race ran here stays in it.
     file = os.path.join(place, 'entries.json')
@@ -139,58 +206,139 @@ class Runs:
     every = [*before, *(entry for entry in entries if entry not in before)]
     io.write_json_atomic(file, every)
     study = study_run.expand(self._config, entries, jax.default_backend())
+    keys = [run.key for run in study.runs]
+    self._runs |= dict(zip(trials, keys, strict=True))
     directory = StudyDirectory(place)
-    try:
-      study_run.run(self._config, every, place)
-    except UserError:
-      if not all(directory.settled(run.key) for run in study.runs):
-        raise
+    share = {
+      key: float(self.size(trial.arm.candidate, rung) or 1)
+      for trial, key in zip(trials, keys, strict=True)
+      if not directory.settled(key)
+    }
+    if share:
+      arms = ', '.join(dict.fromkeys(trial.arm.candidate for trial in trials))
+      log.say(f'{self.rungs[rung].name}: {len(share)} of {len(trials)} runs to do, of {arms}')
+      self._train(every, place, share)
     out = {}
-    for trial, run in zip(trials, study.runs, strict=True):
-      if directory.finished(run.key):
-        row = records.read(os.fspath(directory.run(run.key)))
-        out[trial] = Observation(self._scores(row), self.cost(rung))
+    for trial, key in zip(trials, keys, strict=True):
+      out[trial] = self._observed(trial, key, directory)
+    self._paid += sum(one.cost for one in out.values())
     return out
+
+  def _train(self, every: Sequence[Any], place: str, share: Mapping[str, float]) -> None:
+    """Works on a rung until all is settled or the time of the budget is over.
+
+    Raises:
+      UserError: no run came to an end.
+      Interrupted: stopped for another reason.
+    """
+    limit = self._config.max_seconds
+    left = limit - (time.monotonic() - self._began) if limit else float('inf')
+    budget = float('inf')
+    if self._wish.budget.unit == race_budget.SECONDS:
+      held = self._clock.seconds
+      begun = sum(held[key] for key in share if key in held)
+      budget = self._wish.budget.amount - self._before() - self._paid - begun
+    config = self._config.copy_and_resolve_references()
+    with config.unlocked():
+      least = min(left, budget)
+      config.max_seconds = max(least, 1e-3) if least < float('inf') else 0.0
+    directory = StudyDirectory(place)
+    began = time.monotonic()
+    try:
+      with self._clock.counting(share):
+        study_run.run(config, every, place)
+    except Interrupted:
+      if budget > left or time.monotonic() - began < budget:
+        raise
+      log.say('the time of the budget is over')
+    except UserError:
+      if not any(directory.finished(key) for key in share):
+        raise
+
+  def _observed(self, trial: Trial, key: str, directory: StudyDirectory) -> Observation:
+    place = os.fspath(directory.run(key))
+    done = directory.finished(key)
+    scores = self._scores(records.read(place)) if done else {}
+    if self._wish.budget.unit == race_budget.SECONDS:
+      seconds = self._clock.seconds
+      return Observation(scores, seconds.get(key, 0.0))
+    about = self.candidates[trial.arm.candidate]
+    if not done:
+      return Observation(scores, 0.0)
+    examples = (self.size(trial.arm.candidate, trial.rung) or about.examples) * float(
+      self._config.train.epochs
+    )
+    return Observation(scores, self._amount(about, examples, self._trained(place)))
+
+  def _trained(self, directory: str) -> float:
+    """Tokens that a finished run was trained on, all epochs."""
+    return float(io.read_jsonl(os.path.join(directory, 'rows.jsonl'))[-1]['train-tokens'])
 
   def base(self) -> Observation:
     """Scores of the untrained base on every target and guard."""
     from sft_jax import evaluate
 
     place = os.path.join(self._workdir, 'base')
-    evaluate.evaluate(self._with(self._wish.data[0], self._sizes[0]), place)
+    with self._once('base'):
+      first = next(iter(self._wish.data.values()))
+      evaluate.evaluate(self.config_of(first), place)
     return Observation(self._scores(records.read(place)))
 
-  def leaks(self) -> dict[str, dict[str, list[str]]]:
-    """{candidate: {task: ids of items that share 13 words in a row with all of its data}}."""
-    session = Session()
-    out: dict[str, dict[str, list[str]]] = {}
-    with loop.StopSignal() as stop:
-      for name in self._wish.data:
-        one = job.Run(self._with(name, 0), os.path.join(self._workdir, 'none'), stop, session)
-        seen = session.seen(one.data)
-        found = out.setdefault(name, {})
-        for task in one.scoring.tasks:
-          if isinstance(task, BenchmarkTask):
-            items = [question.item for question in task.questions]
-            held = seen([dict(item.fields) for item in items])
-            found[task.wanted.name] = [
-              item.id for item, hit in zip(items, held, strict=True) if hit
-            ]
-    return out
+  def endpoint(self) -> Observation | None:
+    """Scores of the served model on the targets, each item once."""
+    if not self._wish.endpoint:
+      return None
+    from sft_jax import evaluate
 
-  def _with(self, data: str, size: int) -> Any:
+    place = os.path.join(self._workdir, 'endpoint')
+    config = self._config.copy_and_resolve_references()
+    platforms = jax.config.values['jax_platforms']
+    with config.unlocked():
+      config.model.path, config.eval.template = f'endpoint:{self._wish.endpoint}', 'chat'
+      config.eval.tasks = ','.join(self._wish.rules.targets)
+      config.eval.samples = 0
+    try:
+      evaluate.evaluate(config.lock(), place)
+    finally:
+      # That evaluation leaves devices to who serves the model; here they are in use already.
+      jax.config.update('jax_platforms', platforms)
+    targets = [self.names[task] for task in self._wish.rules.targets]
+    return Observation(self._scores(records.read(place), targets))
+
+  def config_of(self, data: str, size: int = 0) -> Any:
+    """The config of a run on some data."""
     config = self._config.copy_and_resolve_references()
     with config.unlocked():
-      config.data[_kind(data)], config.data.size = data, size
+      config.data[choose_data.kind(data)], config.data.size = data, size
     return config.lock()
 
-  def _scores(self, row: records.Row) -> dict[str, Scores]:
-    wanted = list(self.names.values())
+  def workdirs(self, arm: Arm, rung: int) -> list[str]:
+    """Of the finished runs of an arm at a rung that were asked for."""
+    directory = StudyDirectory(self._rung(rung))
+    keys = [key for trial, key in self._runs.items() if (trial.arm, trial.rung) == (arm, rung)]
+    return [os.fspath(directory.run(key)) for key in keys if directory.finished(key)]
+
+  def _scores(self, row: records.Row, wanted: Sequence[str] = ()) -> dict[str, Scores]:
+    wanted = wanted or list(self.names.values())
     if missing := [task for task in wanted if task not in row.tasks]:
       raise UserError(
         f'no scores of {missing[0]}', row.name, f'name it in full: {", ".join(sorted(row.tasks))}'
       )
-    return {task: scores(row.tasks[task]) for task in wanted}
+    return {task: choose_data.scores(row.tasks[task]) for task in wanted}
+
+
+def _shared(config: Any, tasks: Sequence[str]) -> ConfigDict:
+  """What all runs share: nothing of the race is part of a run."""
+  out = config.copy_and_resolve_references()
+  with out.unlocked():
+    out.eval.tasks = ','.join(tasks)
+    out.data.name = out.data.path = ''
+    out.train.snapshot_at = f'{out.train.epochs:g}'
+    out.export.format = 'none'
+    for name, value in out.choose.items():
+      out.choose[name] = type(value)()
+    out.choose.seeds = out.choose.final_seeds = 1
+  return out
 
 
 def _full_name(task: str) -> str:
@@ -198,65 +346,3 @@ def _full_name(task: str) -> str:
   if len(wanted) != 1:
     raise UserError(f'{task!r} is no target', 'config.choose.target', 'name benchmarks')
   return wanted[0].name
-
-
-def _kind(data: str) -> str:
-  return 'path' if os.path.exists(data) or data.startswith(('hf:', 'tfds:')) else 'name'
-
-
-def scores(items: Sequence[Mapping[str, Any]]) -> Scores:
-  """Per-item records of one task (see `evals/stats.py`) as scores in points.
-
-  Raises:
-    UserError: an item that was not graded.
-  """
-  about = items[0]['about']
-  if lost := [item['id'] for item in items if item.get('missing')]:
-    raise UserError(f'item {lost[0]} was not graded', about['task'], 'evaluate it again')
-  scale = 100.0 if about['percent'] else 1.0
-  values = np.array([item['scores'][about['measures'][0]] for item in items], np.float64) * scale
-  written = any('output' in item for item in items)
-  extracted = np.array([item['extracted'] is not None for item in items]) if written else None
-  weights = None
-  if about['macro']:
-    groups = [str(item.get('group', '')) for item in items]
-    _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    weights = 1 / (len(counts) * counts[index])
-  return Scores(tuple(item['id'] for item in items), values, extracted, weights)
-
-
-def outputs(
-  workdir: str, decision: choose.Decision, one: Race, most: int = 5
-) -> list[dict[str, str]]:
-  """Items that the pick has right and the base has not: {'prompt', 'base', 'chosen'} each.
-
-  Args:
-    workdir: Of the race.
-    decision: What came out.
-    one: The race.
-    most: Of them.
-  """
-  if decision.pick is None:
-    return []
-  base = records.read(os.path.join(workdir, 'base'))
-  place = StudyDirectory(os.path.join(workdir, f'rung-{one.evidence.reached[decision.pick]}'))
-  for run in place.record().names:
-    config = io.read_json(place.run(run) / 'config.json')
-    if decision.pick.candidate not in json.dumps(config):
-      continue
-    row = records.read(os.fspath(place.run(run)))
-    out = []
-    for task in one.field.targets:
-      measure = row.tasks[task][0]['about']['measures'][0]
-      for a, b in zip(base.tasks[task], row.tasks[task], strict=True):
-        if 'output' in a and b['scores'][measure] > a['scores'][measure]:
-          text = lambda value: value if isinstance(value, str) else '\n'.join(value)
-          out.append(
-            {
-              'prompt': str(a.get('prompt', a['id'])),
-              'base': text(a['output']),
-              'chosen': text(b['output']),
-            }
-          )
-    return out[:most]
-  return []

@@ -9,7 +9,7 @@ are unknown.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from sft_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
   import pandas as pd
+
+# Data sets that it takes to say what a property of them is worth.
+_LEAST_DATA = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,56 @@ def recommend(
     center = shrink * mean
     out.append(Expected(name, True, center, sd, center - reach * sd, center + reach * sd, n))
   return sorted(out, key=lambda one: (not one.known, -one.mean, one.data))
+
+
+def by_predictor(
+  scores: 'pd.DataFrame',
+  predictor: 'pd.DataFrame',
+  own: Mapping[str, float],
+  base: str = '',
+  error: float = 0.05,
+) -> list[Expected]:
+  """What a property of the data leads to expect of data sets outside the table, none if it cannot.
+
+  Effects of the table's data sets (`recommend`) on their mean property, both centred within models,
+  by least squares; a new one is predicted with the usual interval of a further observation, widened
+  by what a further model departs from an effect. Properties measured under a base are comparable
+  through the data sets that were measured there and stand in the table.
+
+  Args:
+    scores: See `scores_of`.
+    predictor: Models × data sets, such as logarithms of perplexities.
+    own: {data set: the same under the model asked about}, of the table and outside it.
+    base: The model asked about; rows of it are not used.
+    error: Of the intervals.
+  """
+  known = scores.drop(index=base, errors='ignore').dropna(how='all')
+  known = known.drop(columns=[c for c in known if known[c].isna().all()])
+  also = predictor.reindex(index=known.index, columns=known.columns)
+  shared = [c for c in known if also[c].notna().any()]
+  anchors = [c for c in shared if c in own]
+  new = [c for c in own if c not in known.columns]
+  if len(shared) < _LEAST_DATA or not anchors or not new:
+    return []
+  fitted, properties = _fit(known[shared].to_numpy(np.float64)), _fit(also[shared].to_numpy(float))
+  x, y, n = properties.means, fitted.means, len(shared)
+  spread = float(np.square(x - x.mean()).sum())
+  if spread <= 0:
+    return []
+  slope = float((x - x.mean()) @ y) / spread
+  line = lambda at: float(y.mean()) + slope * (at - float(x.mean()))
+  residual = float(np.square(y - [line(at) for at in x]).sum()) / (n - 2)
+  shift = float(np.mean([own[c] - x[shared.index(c)] for c in anchors]))
+  reach = float(special.stdtrit(n - 2, 1 - error / 2))
+  out = []
+  for name in new:
+    at = own[name] - shift
+    further = residual * (1 + 1 / n + (at - float(x.mean())) ** 2 / spread)
+    moved = slope**2 * properties.within * (1 + 1 / len(anchors))
+    sd = math.sqrt(further + fitted.within + moved)
+    mean = line(at)
+    out.append(Expected(name, False, mean, sd, mean - reach * sd, mean + reach * sd, 0))
+  return sorted(out, key=lambda one: (-one.mean, one.data))
 
 
 @dataclasses.dataclass(frozen=True)

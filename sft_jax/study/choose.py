@@ -212,19 +212,22 @@ def _facts(race: Race) -> tuple[str, ...]:
   return tuple(out)
 
 
+def estimate(gain: stats.Gain | None) -> dict[str, Any] | None:
+  """A gain as plain values with its 95 % interval; None where there is none."""
+  if gain is None:
+    return None
+  return {
+    'mean': gain.mean,
+    'stderr': gain.stderr,
+    'low': gain.low(),
+    'high': gain.high(),
+    'freedom': gain.freedom if math.isfinite(gain.freedom) else None,
+  }
+
+
 def as_json(decision: Decision, race: Race) -> dict[str, Any]:
   """The decision as plain values; numbers that are not known are None."""
   arm = lambda one: {'candidate': one.candidate, 'learning-rate': one.rate or None}
-  estimate = lambda gain: (
-    gain
-    and {
-      'mean': gain.mean,
-      'stderr': gain.stderr,
-      'low': gain.low(),
-      'high': gain.high(),
-      'freedom': gain.freedom if math.isfinite(gain.freedom) else None,
-    }
-  )
   return {
     'decision': decision.kind,
     'pick': decision.pick and arm(decision.pick),

@@ -8,49 +8,50 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft_jax.study import race_budget
 from sft_jax.utils import io
 
 _STYLE = (
   'body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}'
   'table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;text-align:left;'
-  'border-bottom:1px solid #ddd;vertical-align:top}pre{white-space:pre-wrap;background:#f6f6f6;'
+  'border-bottom:1px solid #ddd;vertical-align:top}td:nth-child(2){white-space:nowrap}pre{'
+  'white-space:pre-wrap;background:#f6f6f6;'
   'padding:.6em;overflow-wrap:anywhere}.pair{display:flex;gap:1em}.pair>div{flex:1;min-width:0}'
   'h1{font-size:1.6em}.answer{font-size:1.3em}svg text{font:12px system-ui,sans-serif}'
 )
 _COLOURS = ('#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22')
 _HEAD = ('candidate', 'gain, points (95 %)', 'at', 'runs', 'of it form', 'guards', 'licence', '')
-_WIDTH, _HEIGHT = 640, 280
+_WIDTH, _HEIGHT, _LEGEND = 640, 280, 22
 
 
-def write(
-  directory: str,
-  decision: Mapping[str, Any],
-  *,
-  licences: Mapping[str, str] | None = None,
-  command: str = '',
-  examples: Sequence[Mapping[str, str]] = (),
-  unit: str = '',
-) -> str:
+def write(directory: str, decision: Mapping[str, Any]) -> str:
   """Writes `decision.html`, `.md` and `.json`; returns the page's path.
 
   Args:
     directory: Where to.
-    decision: From `choose.as_json`.
-    licences: {candidate: licence of its data}.
-    command: What trains the chosen recipe in full; '' for none.
-    examples: Outputs side by side: {'prompt', 'base', 'chosen'} each.
-    unit: Of costs, such as 'GPU hours'.
+    decision: From `choose.as_json`, with any of `licences` ({candidate: licence of its data}),
+      `command` (what trains the chosen recipe in full), `examples` (outputs side by side:
+      {'prompt', 'base', 'chosen'} each), `unit` (of costs) and `endpoint` ({'name', 'gain',
+      'pick-over'}).
 
   Raises:
     UserError: they cannot be written.
   """
-  more = {'licences': dict(licences or {}), 'command': command, 'unit': unit}
-  value = {**decision, **more, 'examples': [dict(one) for one in examples]}
+  value = complete(decision)
   page = os.path.join(directory, 'decision.html')
   io.write_json_atomic(os.path.join(directory, 'decision.json'), value)
   io.write_text_atomic(os.path.join(directory, 'decision.md'), markdown(value))
   io.write_text_atomic(page, html_page(value))
   return page
+
+
+def complete(decision: Mapping[str, Any]) -> dict[str, Any]:
+  """A decision with nothing in place of what it does not say."""
+  nothing: dict[str, Any] = {
+    **{'licences': {}, 'examples': [], 'endpoint': None},
+    **dict.fromkeys(('command', 'unit'), ''),
+  }
+  return {**nothing, **decision}
 
 
 def answer(value: Mapping[str, Any]) -> str:
@@ -69,13 +70,39 @@ def answer(value: Mapping[str, Any]) -> str:
 
 def cost(value: Mapping[str, Any]) -> str:
   """What was spent, in a sentence."""
-  unit = f' {value["unit"]}' if value['unit'] else ''
+  told = lambda amount: race_budget.told(amount, value['unit'])
   share = value['spent'] / value['full-cost'] if value['full-cost'] else 0.0
-  most = f' of the {value["budget"]:.4g} given' if value['budget'] is not None else ''
+  most = f' of the {told(value["budget"])} given' if value['budget'] is not None else ''
   return (
-    f'It cost {value["spent"]:.4g}{unit}{most}; training everything at full size would cost '
-    f'{value["full-cost"]:.4g} ({share:.0%} of that was spent).'
+    f'It cost {told(value["spent"])}{most}; training everything at full size would cost '
+    f'{told(value["full-cost"])} ({share:.0%} of that was spent).'
   )
+
+
+def against_endpoint(value: Mapping[str, Any]) -> str:
+  """How the pick compares with the served model, in a sentence; '' without one."""
+  served = value['endpoint']
+  if served is None:
+    return ''
+  own = f'{served["name"]} is at {_interval(served["gain"])} points over the base.'
+  over = served['pick-over']
+  if over is None:
+    return own
+  how = 'not shown to differ from it'
+  if over['low'] > 0 or over['high'] < 0:
+    how = 'better than it' if over['low'] > 0 else 'worse than it'
+  return f'{own} The pick is {how}: {_interval(over)} points.'
+
+
+def _asked(value: Mapping[str, Any]) -> str:
+  """What was to be improved, in a sentence."""
+  guards = list(value['candidates'][0]['guards']) if value['candidates'] else []
+  kept = f' Guarded: {", ".join(guards)}.' if guards else ''
+  return f'To be improved: {", ".join(value["targets"])}.{kept}'
+
+
+def _sentences(value: Mapping[str, Any]) -> list[str]:
+  return [text for text in (cost(value), against_endpoint(value), _asked(value)) if text]
 
 
 def _found(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -108,7 +135,8 @@ def markdown(value: Mapping[str, Any]) -> str:
   """The decision as Markdown; takes what `write` writes as JSON."""
   clean = lambda cell: cell.replace('|', '\\|').replace('\n', ' ')
   row = lambda cells: f'| {" | ".join(map(clean, cells))} |'
-  out = ['# Which data to train on', '', answer(value), '', cost(value), '']
+  out = ['# Which data to train on', '', answer(value), '']
+  out += [line for text in _sentences(value) for line in (text, '')]
   out += [row(_HEAD), row(['---'] * len(_HEAD))]
   out += [row(_cells(value, one)) for one in value['candidates']]
   out += ['', *(f'- {fact}' for fact in (*value['facts'], *value['steps']))]
@@ -129,10 +157,11 @@ def html_page(value: Mapping[str, Any]) -> str:
     "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
     f'<title>Which data to train on</title><style>{_STYLE}</style></head><body>',
     f'<h1>Which data to train on</h1>\n<p class="answer">{escape(answer(value))}</p>',
-    f'<p>{escape(cost(value))}</p>',
+    ''.join(f'<p>{escape(text)}</p>\n' for text in _sentences(value)),
     f'<table><tr>{cells(_HEAD, "th")}</tr>\n{rows}</table>',
     f'<h2>The race</h2>\n{_curves(value)}',
-    ''.join(f'<p>{escape(text)}</p>\n' for text in (*value['facts'], *value['steps'])),
+    _list(value['steps']),
+    f'<h2>To know</h2>\n{_list(value["facts"])}' if value['facts'] else '',
   ]
   if value['command']:
     out.append(f'<h2>To train it in full</h2>\n<pre>{escape(value["command"])}</pre>')
@@ -144,6 +173,10 @@ def html_page(value: Mapping[str, Any]) -> str:
     )
     out.append(f'<pre>{escape(one["prompt"])}</pre><div class="pair">{sides}</div>')
   return '\n'.join([*out, '</body></html>\n'])
+
+
+def _list(texts: Sequence[str]) -> str:
+  return ''.join(['<ul>', *(f'<li>{html.escape(text)}</li>\n' for text in texts), '</ul>'])
 
 
 def _curves(value: Mapping[str, Any]) -> str:
@@ -162,6 +195,7 @@ def _curves(value: Mapping[str, Any]) -> str:
     f'<line x1="50" x2="{_WIDTH - 160}" y1="{down(0):.1f}" y2="{down(0):.1f}" stroke="#999"/>',
     f'<text x="4" y="{down(0) + 4:.1f}">base</text>',
     f'<text x="4" y="{down(high) + 10:.1f}">{high:+.0f}</text>',
+    f'<text x="4" y="{down(low):.1f}">{low:+.0f}</text>' if low < -0.5 else '',
     *(
       f'<text x="{across(r, 0) - 20:.1f}" y="{_HEIGHT - 6}">{html.escape(r)}</text>' for r in rungs
     ),
@@ -176,6 +210,8 @@ def _curves(value: Mapping[str, Any]) -> str:
     for x, at in path:
       ends = f'y1="{down(at["low"]):.1f}" y2="{down(at["high"]):.1f}"'
       parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour}"/>')
-    name = html.escape(one['candidate'])
+      parts.append(f'<circle cx="{x:.1f}" cy="{down(at["mean"]):.1f}" r="3" fill="{colour}"/>')
+    name = one['candidate']
+    name = html.escape(name if len(name) <= _LEGEND else f'{name[: _LEGEND - 1]}…')
     parts.append(f'<text x="{_WIDTH - 150}" y="{20 + 16 * i}" fill="{colour}">{name}</text>')
   return '\n'.join([*parts, '</svg>'])

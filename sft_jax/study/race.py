@@ -11,7 +11,7 @@ running it again with a callback that remembers. Not for what is concluded: `cho
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from sft_jax.study import race_plan
+from sft_jax.study import race_budget, race_plan
 from sft_jax.study.race_data import Field, Observation
 from sft_jax.study.race_evidence import Arm, Evidence, Prior, Rung
 from sft_jax.utils.errors import UserError
@@ -80,6 +80,7 @@ class Race:
     budget: float,
     cost: Callable[[Arm, int], float],
     prior: Mapping[str, Prior] | None = None,
+    unit: str = '',
   ):
     """Runs nothing.
 
@@ -91,6 +92,7 @@ class Race:
       budget: What all runs together may cost.
       cost: Of one run of an arm at a rung, as far as known before.
       prior: {candidate: expectation}; candidates without one may be anything.
+      unit: Of the budget, for people.
 
     Raises:
       UserError: one candidate, or a budget that does not reach.
@@ -101,6 +103,7 @@ class Race:
       raise UserError('no rung given', 'config.choose.rungs', 'give at least the full size')
     self.arms, self.rungs, self.rules, self.field = list(arms), list(rungs), rules, field
     self.budget, self.prior, self._cost = budget, dict(prior or {}), cost
+    self.unit = unit
     self.state = dict.fromkeys(self.arms, RUNNING)
     self.evidence = Evidence(field, self.rungs, self.prior, rules.seed_sd)
     self.beaten_by: dict[Arm, Arm] = {}
@@ -129,6 +132,10 @@ class Race:
     factor = self.spent / self._planned if self._planned else 1.0
     return factor * sum(self.rungs[rung].seeds * self._cost(arm, rung) for arm in arms)
 
+  def told(self, amount: float) -> str:
+    """An amount of the budget's unit for people."""
+    return race_budget.told(amount, self.unit)
+
   def full_price(self) -> float:
     """What it would cost to run every arm at the last rung."""
     return sum(self.rungs[self.last].seeds * self._cost(arm, self.last) for arm in self.arms)
@@ -146,8 +153,8 @@ class Race:
     if not self._counts or sum(map(bool, self._counts)) == self._counts[-1] == 1:
       needed = self.price(order, 0) + (self.price(order[:1], self.last) if self.last else 0.0)
       raise UserError(
-        f'the budget of {self.budget:.4g} is too small for a first rung of all candidates and one '
-        f'of them at full size: that takes {needed:.4g}',
+        f'the budget of {self.told(self.budget)} is too small for a first rung of all candidates '
+        f'and one of them at full size: that takes {self.told(needed)}',
         'config.choose.budget',
         'give more, fewer candidates or a smaller first rung',
       )
@@ -192,8 +199,8 @@ class Race:
     """Holds the race to its end.
 
     Args:
-      evaluate: Does runs and returns what came of them; a run that failed is left out. All runs of
-        a rung are given at once, so that they may train together.
+      evaluate: Does runs and returns what came of them; a run that failed is left out, or has a
+        cost and no scores. All runs of a rung are given at once, so that they may train together.
 
     Raises:
       UserError: a target that never changes, or what `evaluate` raises.
@@ -239,15 +246,16 @@ class Race:
     self._planned += planned
     self.spent += sum(one.cost for one in done.values())
     for arm in arms:
-      own = [done[trial] for trial in trials if trial.arm == arm and trial in done]
+      own = [done[t] for t in trials if t.arm == arm and t in done and done[t].scores]
       if own:
         self.evidence.add(arm, rung, own)
       else:
-        self.state[arm] = FAILED
+        self.state[arm] = FAILED if self.spent < self.budget else CUT
     fresh = set(self.evidence.reached) == set(arms)
-    if fresh and (same := self.field.constant(list(done.values()))):
+    if fresh and (same := self.field.constant([one for one in done.values() if one.scores])):
       raise UserError('the score is the same for every model', same[0], 'give another target')
-    self.steps.append(f'{self.rungs[rung].name}: {len(arms)} ran, {self.spent:.4g} spent in all')
+    spent = self.told(self.spent)
+    self.steps.append(f'{self.rungs[rung].name}: {len(arms)} ran, {spent} spent in all')
 
   def _drop(self, rung: int) -> None:
     """Drops what is shown to be worse than the leader, and what breaks a guard."""
@@ -270,9 +278,9 @@ class Race:
 
   def _cut(self, rung: int) -> None:
     """Plans the rungs left anew and cuts to as many as enter the next of them."""
-    arms = self.evidence.ranked(self.live)
-    if not arms:
+    if not self.live:
       return
+    arms = self.evidence.ranked(self.live)
     # Where the budget reaches for none, `_affordable` ends the race.
     self._counts = self._schedule(arms, rung) or (*[0] * (self.last - rung), 1)
     self._from = rung

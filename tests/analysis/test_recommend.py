@@ -89,6 +89,41 @@ def test_ranks_and_the_best_of_some():
   assert recommend._best_of_random(y, 3) == pytest.approx(np.mean(drawn), abs=0.02)
 
 
+def with_property(rng, slope, new=1, data=10, models=6):
+  """(scores, property, property of new data under a further model, their effects on it)."""
+  x = rng.normal(0, 1, data + new)
+  effects = slope * x + rng.normal(0, 2.0, data + new)
+  names = [f'model-{i}' for i in range(models + 1)], [f'data-{i}' for i in range(data + new)]
+  noise = lambda sd: rng.normal(0, sd, (models + 1, data + new))
+  scores = pd.DataFrame(40 + rng.normal(0, 9, (models + 1, 1)) + effects + noise(1.5), *names)
+  seen = pd.DataFrame(rng.normal(0, 2, (models + 1, 1)) + x + noise(0.1), *names)
+  table, known = scores.iloc[:-1, :data], list(scores.columns[:data])
+  shown = scores.iloc[-1] - scores.iloc[-1][known].mean()
+  return table, seen.iloc[:-1, :data], dict(seen.iloc[-1]), shown.iloc[data:]
+
+
+def test_a_property_tells_of_new_data_as_surely_as_it_says():
+  rng = np.random.default_rng(7)
+  cover, mine, nothing = [], [], []
+  for _ in range(300):
+    scores, seen, own, shown = with_property(rng, slope=-5.0)
+    (found,) = recommend.by_predictor(scores, seen, own)
+    cover.append(found.low <= shown.iloc[0] <= found.high)
+    mine.append(abs(found.mean - shown.iloc[0]))
+    nothing.append(abs(shown.iloc[0]))
+    assert not found.known
+  assert 0.93 < np.mean(cover) < 0.99
+  assert np.mean(mine) < 0.7 * np.mean(nothing)
+
+
+def test_a_property_without_an_anchor_or_with_few_data_tells_nothing():
+  scores, seen, own, _ = with_property(np.random.default_rng(8), -5.0)
+  new = {'data-10': own['data-10']}
+  assert recommend.by_predictor(scores, seen, new) == []
+  assert recommend.by_predictor(scores.iloc[:, :4], seen.iloc[:, :4], own) == []
+  assert recommend.by_predictor(scores, seen, own)[0].data == 'data-10'
+
+
 def test_too_little_is_refused():
   scores, _ = planted(np.random.default_rng(6), models=3)
   with pytest.raises(UserError, match='tell too little'):

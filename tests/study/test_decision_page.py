@@ -9,6 +9,10 @@ from sft_jax.study import choose, decision_page
 from tests.study import test_race
 
 
+def gain(mean, low, high):
+  return {'mean': mean, 'low': low, 'high': high}
+
+
 def decide(**candidates):
   world = World(candidates, 3, items=1200)
   one = test_race.race(world)
@@ -20,11 +24,14 @@ def test_three_files_say_the_same(tmp_path):
   examples = [{'prompt': '<script>1+1?', 'base': 'three', 'chosen': '2'}]
   page = decision_page.write(
     str(tmp_path),
-    value,
-    licences={'<best>': 'apache-2.0'},
-    command='python -m sft_jax.main --config.data.path=best.jsonl',
-    examples=examples,
-    unit='GPU hours',
+    {
+      **value,
+      'licences': {'<best>': 'apache-2.0'},
+      'command': 'python -m sft_jax.main --config.data.path=best.jsonl',
+      'examples': examples,
+      'unit': 'GPU hours',
+      'endpoint': {'name': 'live@here', 'gain': gain(2.0, 1.0, 3.0), 'pick-over': gain(10, 8, 12)},
+    },
   )
   text = (tmp_path / 'decision.html').read_text()
   assert page.endswith('decision.html')
@@ -33,8 +40,10 @@ def test_three_files_say_the_same(tmp_path):
   markdown = (tmp_path / 'decision.md').read_text()
   held = json.loads((tmp_path / 'decision.json').read_text())
   assert held['pick']['candidate'] == '<best>' and held['decision'] == 'winner'
-  gain = held['candidates'][0]['gain']
-  assert f'{gain["mean"]:+.1f} ({gain["low"]:+.1f} to {gain["high"]:+.1f})' in markdown
+  one = held['candidates'][0]['gain']
+  assert f'{one["mean"]:+.1f} ({one["low"]:+.1f} to {one["high"]:+.1f})' in markdown
+  served = 'live@here is at +2.0 (+1.0 to +3.0) points over the base. The pick is better than it'
+  assert served in text and served in markdown
   for said in ('apache-2.0', 'GPU hours', 'sft_jax.main'):
     assert said in text and said in markdown
   assert TASK in held['targets']
@@ -48,6 +57,6 @@ def test_three_files_say_the_same(tmp_path):
   ],
 )
 def test_other_outcomes(candidates, words):
-  value = decide(**candidates) | {'licences': {}, 'command': '', 'unit': '', 'examples': []}
+  value = decision_page.complete(decide(**candidates))
   assert words in decision_page.answer(value)
   assert words in decision_page.html_page(value) and words in decision_page.markdown(value)

@@ -205,6 +205,32 @@ def test_runs_that_fail_are_left_out():
   assert one.state[Arm('best')] == 'failed'
 
 
+def test_what_failed_runs_cost_is_spent():
+  world = clear()
+  evaluate = lambda trials: {
+    t: Observation({}, o.cost) if t.arm == Arm('best') else o
+    for t, o in world.evaluate(trials).items()
+  }
+  one = race(world)
+  choose.choose(one, evaluate)
+  assert one.state[Arm('best')] == 'failed'
+  assert one.spent == sum(world.costs[trial.rung] for trial in world.trials)
+
+
+def test_runs_that_the_budget_ended_did_not_fail():
+  world = clear()
+
+  def evaluate(trials):
+    done = world.evaluate(trials)
+    if trials[0].rung:  # The time is over, and nothing came to its end.
+      return {t: Observation({}, 1000.0) for t in done}
+    return done
+
+  one = race(world)
+  one.run(evaluate)
+  assert set(one.state.values()) <= {'cut', 'worse'} and one.spent > one.budget
+
+
 def test_the_prior_says_whom_a_small_budget_lets_in():
   world = clear(**{f'other-{i}': Candidate(0.0) for i in range(9)})
   prior = {name: Prior(0.0, 3.0) for name in world.candidates} | {'best': Prior(9.0, 3.0)}

@@ -1,0 +1,134 @@
+"""A race that is killed and goes on: `python -m benchmarks.choose_kills --workdir=DIR --out=OUT`.
+
+A race of three data sets on a tiny random model, undisturbed, and again, killed (SIGKILL) at five
+random moments and started again each time, once stopped by SIGTERM. Both have to come to the same
+decision and the same scores, and no run that was finished may be trained again.
+"""
+
+import argparse
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from tests import tiny
+from tests.models.conftest import write_tiny_llama
+
+KILLS = 5
+
+
+def prepare(place: pathlib.Path) -> list[str]:
+  """Writes model, data and target; returns the flags of the race."""
+  place.mkdir(parents=True, exist_ok=True)
+  model = place / 'llama'
+  if not model.exists():
+    write_tiny_llama(model)
+  answers = {'sums': str, 'wrong': lambda text: 'no idea', 'halves': lambda text: text[:1]}
+  files = []
+  for name, answer in answers.items():
+    given = [{**one, 'output': answer(one['output'])} for one in tiny.records(48)]
+    files.append(str(tiny.write_records(place / f'{name}.jsonl', given)))
+  target = place / 'target.jsonl'
+  asked = [
+    {'question': f'how much is {i} and {i}?', 'choices': list('0123456'), 'answer': i % 7}
+    for i in range(60)
+  ]
+  target.write_text(''.join(f'{json.dumps(one)}\n' for one in asked))
+  config = tiny.config(
+    model,
+    pathlib.Path(''),
+    data__path='',
+    train__epochs=2.0,
+    log__tensorboard=False,
+    choose__data=','.join(files),
+    choose__target=str(target),
+    choose__sizes='8,16,32',
+    choose__budget='700 examples',
+  )
+  return tiny.flags(config)
+
+
+def start(flags: list[str], workdir: pathlib.Path) -> subprocess.Popen:
+  """The race, in a process of its own."""
+  line = [sys.executable, '-m', 'sft_jax.main', '--mode=choose', '--config=configs/base.py']
+  line += [f'--workdir={workdir}', '--json', *flags]
+  return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen) -> dict[str, Any]:
+  """What a race that came to its end says."""
+  out, err = process.communicate()
+  if process.returncode:
+    raise RuntimeError(f'status {process.returncode}: {err[-2000:]}')
+  return json.loads(out.splitlines()[-1])
+
+
+def finished(workdir: pathlib.Path) -> dict[str, int]:
+  """{run: when it was finished}."""
+  return {str(p): p.stat().st_mtime_ns for p in workdir.glob('rung-*/runs/*/done.json')}
+
+
+def measure(place: pathlib.Path) -> dict[str, Any]:
+  """Both races, compared."""
+  flags = prepare(place)
+  began = time.monotonic()
+  whole = ended(start(flags, place / 'whole'))
+  takes = time.monotonic() - began
+  rng = np.random.default_rng(0)
+  workdir, kept, moments, states = place / 'killed', {}, [], []
+  again = 0
+  for number in range(KILLS + 1):
+    process = start(flags, workdir)
+    # Later starts have less to do; the first seconds of each go to imports.
+    moment = float(rng.uniform(0.25, 0.8)) * takes * (1 - 0.1 * number)
+    try:
+      process.wait(moment)
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGTERM if number == KILLS else signal.SIGKILL)
+    process.communicate()
+    moments.append(moment)
+    states.append(process.returncode)
+    now = finished(workdir)
+    again += sum(now.get(run) != when for run, when in kept.items())
+    kept = now
+  killed = ended(start(flags, workdir))
+  now = finished(workdir)
+  again += sum(now.get(run) != when for run, when in kept.items())
+  own = ('workdir', 'command')
+  same = {k: v for k, v in whole.items() if k not in own} == {
+    k: v for k, v in killed.items() if k not in own
+  }
+  return {
+    'seconds, undisturbed': takes,
+    'killed after seconds': moments,
+    'exit statuses': states,
+    'runs': len(now),
+    'runs trained again': again,
+    'same decision and scores': same,
+    'decision': killed['decision'],
+    'spent': killed['spent'],
+    'budget': killed['budget'],
+  }
+
+
+def main() -> None:
+  """Measures and prints."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--out', default='', help='writes OUT.md and OUT.json')
+  args = parser.parse_args()
+  found = measure(pathlib.Path(args.workdir))
+  text = ['# A race that is killed and goes on', '', (__doc__ or '').split('\n', 2)[2].strip(), '']
+  text += ['| | |', '|---|---|', *(f'| {key} | {value} |' for key, value in found.items())]
+  print('\n'.join(text))
+  report.write(args.out, text, found)
+
+
+if __name__ == '__main__':
+  main()
