@@ -8,9 +8,75 @@ import importlib.util
 import os
 import re
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft_jax.utils import foreign_keys
 from sft_jax.utils.errors import UserError
+
+
+def locate(argument: str) -> str:
+  """FILE[:ARG] with the file found: as it is, else among the configs that come with the package.
+
+  `configs/sft.py:lora`, `sft.py:lora` and `sft:lora` all name the same where no such file lies in
+  the current directory, so that an installed package needs no checkout. What is nowhere stays as it
+  is.
+  """
+  path, colon, rest = argument.partition(':')
+  if os.path.isfile(path):
+    return argument
+  name = path.removeprefix('configs/').removesuffix('.py')
+  found = os.path.join(_packaged(), *name.split('/')) + '.py'
+  return found + colon + rest if name and os.path.isfile(found) else argument
+
+
+def _base() -> Any:
+  """The module that declares every key.
+
+  Raises:
+    UserError: another package called configs stands before ours.
+  """
+  try:
+    from configs import base
+  except ImportError as e:
+    raise UserError(
+      f"another package named configs hides sft_jax's: {e}",
+      os.getcwd(),
+      'use the command sft-jax, or start from another directory',
+    ) from e
+  return base
+
+
+def _packaged() -> str:
+  """Directory of the configs that come with the package."""
+  return os.path.dirname(os.path.abspath(_base().__file__))
+
+
+def with_changes(config: Any, changes: Mapping[str, Any], where: str) -> Any:
+  """A config with values changed by dotted key ('train.epochs'); the config given stays as it is.
+
+  Raises:
+    UserError: an unknown key, or a value of another type.
+  """
+  config = config.copy_and_resolve_references()
+  for key, value in changes.items():
+    key = key.removeprefix('config.')
+    *path, last = key.split('.')
+    inner = config
+    for part in path:
+      if not hasattr(inner, 'items') or part not in inner:
+        raise unknown_key(f'config.{key}', where)
+      inner = inner[part]
+    if not hasattr(inner, 'items') or last not in inner:
+      raise unknown_key(f'config.{key}', where)
+    try:
+      inner[last] = value
+    except (TypeError, ValueError) as e:
+      raise UserError(
+        f'config.{key} is {value!r}: {last_line(e)}', where, f'give a value such as {inner[last]!r}'
+      ) from e
+  check_values(config, where)
+  return config
 
 
 def load_config(argument: str) -> Any:
@@ -50,11 +116,13 @@ def sweep(argument: str) -> list[dict[str, Any]] | None:
 
 def _execute(argument: str) -> tuple[Any, list[str], str]:
   """The module of FILE or FILE:ARG, its argument, if there is one, and its path."""
-  path, *rest = argument.split(':', 1)
+  path, *rest = locate(argument).split(':', 1)
   module = importlib.util.spec_from_file_location('config', path)
   if module is None or module.loader is None or not os.path.isfile(path):
     raise UserError(
-      f'cannot read the config: no Python file {path}', f'--config={argument}', 'give a .py file'
+      f'cannot read the config: no Python file {path}',
+      f'--config={argument}',
+      f'give a .py file, or one of {", ".join(_names())}',
     )
   code = importlib.util.module_from_spec(module)
   try:
@@ -64,6 +132,13 @@ def _execute(argument: str) -> tuple[Any, list[str], str]:
   except Exception as e:  # a config is a program
     raise _config_error(e, path) from e
   return code, rest, path
+
+
+def _names() -> list[str]:
+  """Configs that come with the package."""
+  root = _packaged()
+  files = [file for file in os.listdir(root) if file.endswith('.py') and not file.startswith('_')]
+  return sorted(f'configs/{file}' for file in files if file != 'base.py')
 
 
 def _config_error(error: Exception, path: str) -> UserError:
@@ -89,7 +164,7 @@ def check_values(config: Any, where: str) -> None:
   Raises:
     UserError: a key too many or too few, None, or a value of another type.
   """
-  given, known = _leaves(config, 'config'), _known()
+  given, known = leaves(config, 'config'), _known()
   for key in given.keys() - known.keys():
     if given[key] is None:
       raise UserError(f'{key} is None', where, 'start from configs/base.py:get_config()')
@@ -106,6 +181,12 @@ def check_values(config: Any, where: str) -> None:
       )
 
 
+def changed(config: Any) -> dict[str, Any]:
+  """{'config.KEY': value} of what differs from the base."""
+  known = _known()
+  return {key: value for key, value in leaves(config).items() if value != known[key]}
+
+
 def unknown_part(error: Exception) -> str:
   """The name that ml_collections says it does not know."""
   found = re.findall(r'[\'"]([^\'"\\]+)', re.sub(r'^[\'"]Key ', '', str(error)))
@@ -113,27 +194,38 @@ def unknown_part(error: Exception) -> str:
 
 
 def unknown_key(key: str, where: str, prefix: str = '') -> UserError:
-  """The error for a config key that does not exist, with the nearest one that does."""
+  """The error for a config key that does not exist: what it is called here, or the nearest one."""
+  if known_elsewhere := foreign_keys.answer(key, prefix):
+    return UserError(f'unknown config key {key}', where, known_elsewhere)
   known = {'.'.join(path.split('.')[-1 - key.count('.') :]): path for path in _known()}
   near = [known[name] for name in difflib.get_close_matches(key, known, 1, cutoff=0.5)]
   how = f'did you mean {prefix}{near[0]}?' if near else 'configs/base.py lists all keys'
   return UserError(f'unknown config key {key}', where, how)
 
 
+def flag_for(name: str, flags: Sequence[str]) -> str:
+  """What to type instead of a flag `--NAME` that does not exist; `flags` are those that do."""
+  if known_elsewhere := foreign_keys.answer(name, '--'):
+    return known_elsewhere
+  if near := difflib.get_close_matches(name, flags, 1):
+    return f'did you mean --{near[0]}?'
+  by_name = {path.rpartition('.')[2]: path for path in _known()}
+  near = difflib.get_close_matches(name.replace('-', '_'), by_name, 1, cutoff=0.75)
+  return f'did you mean --{by_name[near[0]]}?' if near else '--helpshort lists the flags'
+
+
 def _known() -> dict[str, Any]:
   """Every key there is, with its default."""
-  from configs import base
-
-  return _leaves(base.get_config(), 'config')
+  return leaves(_base().get_config())
 
 
-def _leaves(config: Any, prefix: str) -> dict[str, Any]:
+def leaves(config: Any, prefix: str = 'config') -> dict[str, Any]:
   """{dotted key: value}."""
   if not hasattr(config, 'items'):
     return {prefix: config}
   out: dict[str, Any] = {}
   for name, value in config.items():
-    out |= _leaves(value, f'{prefix}.{name}')
+    out |= leaves(value, f'{prefix}.{name}')
   return out
 
 

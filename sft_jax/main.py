@@ -4,10 +4,10 @@ Reads flags, dispatches, and turns what ends a run into an exit status: 0 done, 
 2 bad input (one line says what, where and how to mend it), 3 stopped after saving.
 """
 
-import difflib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +17,15 @@ from ml_collections import config_flags
 from sft_jax import config_file
 from sft_jax.utils.errors import Interrupted, UserError
 
-MODES = ('run', 'plan', 'status', 'eval', 'compare', 'report', 'export', 'release', 'fetch')
-_WITHOUT_WORKDIR = ('plan', 'compare', 'fetch')
+MODES = (
+  *('run', 'plan', 'status', 'eval', 'compare', 'report', 'export', 'release', 'fetch'),
+  *('choose', 'recommend', 'chat', 'show-data', 'doctor'),
+)
+_WITHOUT_WORKDIR = ('plan', 'compare', 'recommend', 'fetch', 'chat', 'show-data', 'doctor')
 _WITHOUT_CONFIG = ('status',)
+# These take configs/base.py where no config is given.
+_WITH_USUAL_CONFIG = ('chat', 'doctor')
+_FLAGS = ('config', 'workdir', 'mode', 'json', 'cache', 'verbose')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with an argument after a colon.', lock_config=True
@@ -31,12 +37,20 @@ _MODE = flags.DEFINE_enum(
   MODES,
   'run: what the config describes, a run or a study. plan: what a study is and takes. status: how '
   'far a study is. eval: scores of a model. compare: two rows, item by item. report: '
-  'what a table of results says. '
+  'what a table of results says. choose: which data to train on, by a race within a budget. '
+  'recommend: what a table leads to expect of data. '
   'export: weights of a finished run. release: models of a study, or a run, ready for the hub. '
-  'fetch: model and data of a config, to run without a network.',
+  'fetch: model and data of a config, to run without a network. chat: talk to a model, or to two. '
+  'show-data: records as the model will see them. doctor: what this machine can do.',
 )
 _JSON = flags.DEFINE_bool(
   'json', False, 'End with one JSON object, the last line of standard output.'
+)
+_CACHE = flags.DEFINE_string(
+  'cache',
+  '',
+  'Directory for everything that is fetched or compiled, instead of those that SFT_JAX_CACHE, '
+  'HF_HOME and JAX_COMPILATION_CACHE_DIR name.',
 )
 _VERBOSE = flags.DEFINE_bool('verbose', False, 'Also show what the libraries log.')
 
@@ -49,13 +63,23 @@ def main(argv: Sequence[str]) -> None:
     raise UserError('no config', '--config', 'for example --config=configs/quickstart.py')
   if not _WORKDIR.value and _MODE.value not in _WITHOUT_WORKDIR:
     raise UserError('no workdir', '--workdir', 'for example --workdir=runs/first')
-  from sft_jax.utils import io, log
+  from sft_jax.utils import caches, io, log
 
+  if _CACHE.value:
+    if _CONFIG.value is not None and _CONFIG.value.cache_dir:
+      raise UserError('two places for caches', '--cache, config.cache_dir', 'give one of them')
+    caches.use(_CACHE.value, os.environ)
   log.setup_logging(1 if _VERBOSE.value else 0)
   outcome = _CALLS[_MODE.value](_CONFIG.value, _WORKDIR.value)
   if _JSON.value:
     # The last line: whatever else is said has been said. What is not finite becomes null.
     print(io.to_json(outcome), flush=True)
+  if _MODE.value == 'doctor' and outcome['failed']:
+    raise UserError(
+      f'{len(outcome["failed"])} of {len(outcome["checks"])} checks failed',
+      ', '.join(outcome['failed']),
+      'mend them as said above',
+    )
 
 
 # One function a mode, of config and workdir; each returns what --json tells.
@@ -74,7 +98,7 @@ def _run(config: Any, workdir: str) -> dict[str, Any]:
 
 def _entries(config: Any) -> list[dict[str, Any]] | None:
   """The runs of a study, as overrides, or None where the config describes a single run."""
-  entries = config_file.sweep(_config_argument(sys.argv))
+  entries = config_file.sweep(_argument(sys.argv, 'config'))
   return [{}] if entries is None and config.study.grid else entries
 
 
@@ -108,6 +132,18 @@ def _report(config: Any, workdir: str) -> dict[str, Any]:
   return report.report(config, workdir)
 
 
+def _choose(config: Any, workdir: str) -> dict[str, Any]:
+  from sft_jax import choose_mode
+
+  return choose_mode.run(config, workdir)
+
+
+def _recommend(config: Any, workdir: str) -> dict[str, Any]:
+  from sft_jax import recommend_mode
+
+  return recommend_mode.run(config, workdir)
+
+
 def _export(config: Any, workdir: str) -> dict[str, Any]:
   from sft_jax import runner
 
@@ -134,8 +170,26 @@ def _release(config: Any, workdir: str) -> dict[str, Any]:
 def _fetch(config: Any, workdir: str) -> dict[str, Any]:
   from sft_jax import fetch
 
-  fetch.fetch(config)
+  fetch.fetch(config, _entries(config))
   return {'fetched': True}
+
+
+def _chat(config: Any, workdir: str) -> dict[str, Any]:
+  from sft_jax import chat
+
+  return chat.chat(config, workdir)
+
+
+def _show_data(config: Any, workdir: str) -> dict[str, Any]:
+  from sft_jax import show_data
+
+  return show_data.show(config)
+
+
+def _doctor(config: Any, workdir: str) -> dict[str, Any]:
+  from sft_jax import doctor
+
+  return doctor.examine(config)
 
 
 _CALLS = {
@@ -148,6 +202,11 @@ _CALLS = {
   'export': _export,
   'release': _release,
   'fetch': _fetch,
+  'choose': _choose,
+  'recommend': _recommend,
+  'chat': _chat,
+  'show-data': _show_data,
+  'doctor': _doctor,
 }
 
 
@@ -157,7 +216,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-  if config := _config_argument(argv):
+  argv = _with_config(argv)
+  if config := _argument(argv, 'config'):
     config_file.check_values(config_file.load_config(config), config)
   try:
     rest = flags.FLAGS(list(argv))
@@ -170,37 +230,61 @@ def _parse(argv: Sequence[str]) -> list[str]:
     key = next((key for key in given if part in key.split('.')), part)
     raise config_file.unknown_key(key, 'command line', '--') from e
   except flags.UnrecognizedFlagError as e:
-    near = difflib.get_close_matches(
-      e.flagname, ('config', 'workdir', 'mode', 'json', 'verbose'), 1
-    )
-    how = f'did you mean --{near[0]}?' if near else '--helpshort lists the flags'
+    how = config_file.flag_for(e.flagname, _FLAGS)
     raise UserError(f'unknown flag --{e.flagname}', 'command line', how) from e
   except flags.Error as e:
     what = config_file.last_line(e)
     raise UserError(what, 'command line', 'see the comments in configs/base.py') from e
 
 
-def _config_argument(argv: Sequence[str]) -> str:
+def _argument(argv: Sequence[str], name: str) -> str:
+  """What a flag is given; '' if it is not there."""
   for i, arg in enumerate(argv):
-    if re.fullmatch(r'--?config', arg) and i + 1 < len(argv):
+    if re.fullmatch(f'--?{name}', arg) and i + 1 < len(argv):
       return argv[i + 1]
-    if match := re.match(r'--?config=(.*)', arg):
+    if match := re.match(f'--?{name}=(.*)', arg):
       return match.group(1)
   return ''
 
 
+def _with_config(argv: Sequence[str]) -> list[str]:
+  """The command line with the config found where it lies, or the base where none is needed."""
+  given = _argument(argv, 'config')
+  if not given:
+    usual = _argument(argv, 'mode') in _WITH_USUAL_CONFIG
+    return [*argv[:1], f'--config={config_file.locate("base")}', *argv[1:]] if usual else [*argv]
+  found = config_file.locate(given)
+  places = {given: found, f'-config={given}': f'-config={found}'}
+  return [places.get(arg.replace('--', '-', 1) if '=' in arg else arg, arg) for arg in argv]
+
+
 def _ending_well(call: Callable[[], Any]) -> Any:
+  """What the call returns, or the end of this process, of which the others of its program hear."""
+  from sft_jax.utils import peers
+
+  status = 2
   try:
-    return call()
+    done = call()
+    peers.leave(0)
+    return done
   except UserError as e:
-    print(f'error: {e}', file=sys.stderr, flush=True)
-    sys.exit(2)
+    peers.await_verdict(e)
+    line = f'error: {e}'
   except Interrupted as e:
-    print(f'stopped by {e}', file=sys.stderr, flush=True)
-    sys.exit(3)
+    status, line = 3, f'stopped by {e}'
   except KeyboardInterrupt:
-    print('stopped by SIGINT, with nothing to be saved', file=sys.stderr, flush=True)
-    sys.exit(3)
+    status, line = 3, 'stopped by SIGINT, with nothing to be saved'
+  except Exception as e:
+    peers.await_verdict(e)
+    if not peers.several():
+      raise
+    # The process ends here: its end is no business of Python's any more.
+    traceback.print_exc()
+    status, line = 1, f'{type(e).__name__}: {e}'
+    peers.leave(status, line)
+  print(line, file=sys.stderr, flush=True)
+  peers.leave(status, line)
+  sys.exit(status)
 
 
 def cli() -> None:

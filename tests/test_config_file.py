@@ -1,6 +1,7 @@
 """Sweeps of config files, and what the command line makes of them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from sft_jax import config_file
 from sft_jax.utils.errors import UserError
+from tests.conftest import REPOSITORY
 
 
 def test_a_sweep_is_what_the_file_yields():
@@ -39,3 +41,18 @@ def test_plans_from_a_sweep_and_from_a_grid():
   done = plan(*given, '--config.study.grid=dta=builtin_code')
   assert done.returncode == 2 and 'did you mean data' in done.stderr
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+def test_another_package_of_that_name_is_said(tmp_path):
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / '__init__.py').touch()
+  done = subprocess.run(
+    [sys.executable, '-m', 'sft_jax.main', '--config=quickstart', '--workdir=w'],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(REPOSITORY)},
+  )
+  assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+  assert 'another package named configs' in done.stderr and 'sft-jax' in done.stderr

@@ -17,7 +17,8 @@ PACKAGE = REPOSITORY / 'sft_jax'
 # forbidden. `main` may import everything, inside functions only.
 EDGES = {
   'utils': (),
-  'spec': ('utils',),
+  'settings': (),
+  'spec': ('utils', 'settings'),
   'results': ('utils', 'spec'),
   'parallel': ('utils',),
   'data': ('utils',),
@@ -31,7 +32,7 @@ EDGES = {
   ),
   'study': ('utils', 'spec', 'results'),
   'analysis': ('utils', 'spec', 'results'),
-  'fetch': ('utils', 'spec', 'data', 'models', 'evals'),
+  'fetch': ('utils', 'spec', 'data', 'models', 'evals', 'study_run'),
   # The runner and the parts it is made of.
   'workdir': ('utils', 'spec', 'results'),
   'summary': ('utils', 'spec', 'results', 'workdir'),
@@ -68,20 +69,48 @@ EDGES = {
     *('place', 'joint', 'job'),
   ),
   'comparison': ('utils', 'results', 'evals'),
+  'opened': (
+    *('utils', 'spec', 'parallel', 'models', 'train', 'evals'),
+    *('workdir', 'inputs', 'program'),
+  ),
   'evaluate': (
     *('utils', 'spec', 'results', 'parallel', 'models', 'train', 'evals'),
-    *('workdir', 'inputs', 'scoring', 'runner'),
+    *('workdir', 'inputs', 'scoring', 'runner', 'opened'),
   ),
+  'show_data': ('utils', 'spec', 'inputs', 'data', 'program'),
+  'ask': ('utils', 'data', 'evals', 'train.loop', 'opened'),
+  # The package from Python does what the command line does.
+  'api': (
+    *('utils', 'spec', 'results', 'config_file', 'workdir'),
+    *('runner', 'opened', 'ask', 'study_run', 'show_data', 'choose_mode', 'analysis.report'),
+    'doctor',
+  ),
+  'chat': ('utils', 'spec', 'opened', 'ask'),
+  'doctor_bench': ('utils', 'parallel', 'models', 'train', 'data', 'program'),
+  'doctor': ('utils', 'spec', 'parallel', 'evals', 'doctor_bench'),
   'runner': (
     *('utils', 'spec', 'results', 'train', 'workdir', 'summary'),
     *('session', 'job', 'driver'),
   ),
-  'choose_run': (
-    *('utils', 'evals', 'train.loop', 'session', 'job', 'evaluate', 'study_run', 'study'),
+  'choose_data': ('utils', 'data.readers', 'evals', 'study', 'train.loop', 'session', 'job'),
+  'choose_run': ('utils', 'evals', 'choose_data', 'session', 'evaluate', 'study_run', 'study'),
+  'choose_told': (
+    *('utils', 'config_file', 'data.datasets', 'evals', 'study', 'choose_data', 'choose_run'),
   ),
+  'choose_mode': (
+    *('utils', 'spec', 'data.datasets', 'evals', 'study', 'analysis', 'train.loop'),
+    *('choose_data', 'choose_run', 'choose_told'),
+  ),
+  'recommend_mode': (*('utils', 'spec', 'analysis', 'evals', 'choose_data', 'inputs', 'opened'),),
+  # Programs compiled for chips that are not here: the real steps, on shapes.
+  'ahead': ('utils', 'spec', 'parallel', 'data.pack', 'models', 'train', 'evals'),
+  'study_sizes': ('utils', 'parallel.mesh', 'data', 'models', 'session', 'study'),
+  # Processes of one program: the first leads through a study.
+  'study_together': ('utils', 'runner', 'session', 'study'),
   'study_run': (
-    *('utils', 'parallel.mesh', 'data.datasets', 'evals.core', 'train.loop'),
-    *('session', 'runner', 'study'),
+    *('study_together', 'study_sizes'),
+    *('utils', 'ahead', 'parallel.mesh', 'parallel.topology', 'data.datasets', 'evals.core'),
+    *('train.loop', 'session', 'runner', 'study'),
   ),
 }
 # Library -> the modules that may import it.

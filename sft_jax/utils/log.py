@@ -22,8 +22,8 @@ from sft_jax.utils import io
 _LOGGER = 'sft_jax'
 # Loggers of libraries that talk at WARNING about what a user cannot mend.
 _CHATTY = (
-  *('orbax', 'absl', 'jax._src.xla_bridge', 'datasets', 'transformers', 'tensorflow'),
-  *('httpx', 'httpx2'),
+  *('orbax', 'absl', 'jax._src.xla_bridge', 'jax._src.distributed', 'datasets', 'transformers'),
+  *('tensorflow', 'httpx', 'httpx2'),
 )
 
 
@@ -47,12 +47,15 @@ class _Lines(logging.Handler):
       sys.stderr.flush()
 
 
-def setup_logging(verbosity: int = 0) -> None:
+def setup_logging(verbosity: int = 0, once: bool = False) -> None:
   """Makes `say` print, and libraries quiet.
 
   Args:
     verbosity: -1 warnings only; 0 our lines; 1 also what libraries say at INFO.
+    once: Change nothing where this was called before.
   """
+  if once and logging.getLogger(_LOGGER).handlers:
+    return
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if verbosity < 1 else '0')
   # On some processors TensorFlow, which only writes events here, announces its use of oneDNN.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
