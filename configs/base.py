@@ -23,11 +23,10 @@ def get_config() -> ConfigDict:
 
   config.data = ConfigDict()
   # A row of sft_jax/data/named.py; a mixture of rows and paths in shares, mix:alpaca_cleaned=0.7,
-  # lima=0.3; all (the study's ten, in equal shares); without:lima (the same, one left out); or
+  # lima=0.3; all (the study's ten, in equal shares); without:lima (the same, one left out).
   config.data.name = ''
-  config.data.path = (
-    ''  # a file (json, jsonl, csv, parquet), hf:ORG/NAME[:CONFIG][@SPLIT], tfds:NAME.
-  )
+  # Or instead a file (json, jsonl, csv, parquet), hf:ORG/NAME[:CONFIG][@SPLIT], tfds:NAME.
+  config.data.path = ''
   # Directory of copies of the named data sets, as NAME.jsonl or under their published names; '' is
   # the hub.
   config.data.dir = ''

@@ -8,6 +8,7 @@ Thin: what is done is what the command line does, in the same workdirs, with the
 import functools
 import html
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -282,3 +283,5 @@ def _prepare(config: Any) -> None:
   config_file.check_values(config, 'config')
   spec_lib.check_settings(config)
   log.setup_logging(once=True)
+  # In a notebook without ipywidgets; our own progress needs none.
+  warnings.filterwarnings('ignore', message='IProgress not found')

