@@ -62,7 +62,11 @@ def _best(directory: str) -> int:
     if row['step'] and math.isfinite(score):
       scored.append((score, -row['step']))
   if not scored:
-    raise UserError('no snapshot is known to be the best', directory, 'name a step: DIR@STEP')
+    raise UserError(
+      'no snapshot is known to be the best',
+      directory,
+      'name DIR@last or DIR@STEP; perplexity in config.eval.tasks tells the best',
+    )
   return -min(scored)[1]
 
 

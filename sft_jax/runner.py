@@ -36,7 +36,8 @@ def run(config: Any, workdir: str) -> list[results.Row]:
       job.export_kept()
     else:
       log.say(f'{workdir}: already done, nothing to do')
-    about = {'workdir': workdir, 'format': config.export.format, 'method': job.spec.method}
+    about = {'workdir': workdir, 'format': config.export.format}
+    about |= {'method': job.spec.method, 'base': job.spec.base}
     for line in summary.lines(job.workdir, job.scoring.headline, about):
       log.say(line)
     return job.workdir.rows()

@@ -54,6 +54,11 @@ def _advice(about: Mapping[str, str]) -> list[str]:
   out.append(f'  tensorboard --logdir {workdir}')
   if about['format'] == 'delta':
     out.append(f'  --mode=release --workdir={workdir} adds what rebuilds {workdir}/export/delta')
+  elif about['format'] == 'peft' and about['base'].startswith('wheel:'):
+    out.append(
+      f'  {workdir}/export/peft is an adapter for peft; its base is in a wheel, so give it'
+    )
+    out.append('  that base as a directory, or take a merged model:')
   elif about['format'] != 'none':
     out.append(f'  open {workdir}/export/{about["format"]} in transformers or peft')
   if about['format'] != 'hf':

@@ -434,6 +434,13 @@ def test_figures_of_the_readme_are_those_of_the_results():
   assert f'{full[9].split()[0]}× full, {lora[9].split()[0]}× LoRA' in text
   delta = 100 * float(cells('archive.md', 'smollm2-alpaca-100')[4])
   assert f'{delta:.1f} % of the bytes after 100 steps' in text
+  for job, told in (
+    ('mmlu', 'MMLU 5-shot'),
+    ('hellaswag', 'HellaSwag 10-shot'),
+    ('rolling', 'rolling perplexity'),
+    ('gsm8k', 'GSM8K 4-shot generation'),
+  ):
+    assert f'{told} {float(cells("evaluate.md", job)[4]):.1f}×' in text
   int8 = cells('quantized.md', 'int8')
   assert f'perplexity {float(int8[2][:-1]):.1f} %'.replace('-', '−') in text
   assert f'loss of LoRA at the end +{float(int8[5][:-1]):.1f} %' in text

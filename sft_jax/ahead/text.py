@@ -106,7 +106,10 @@ def lines(found: Sequence[plan.Planned], config: Any) -> list[str]:
   out += [f'  {name:<12}{value:,.1f} chip-hours' for name, value in hours.items() if value]
   if not any(hours.values()):
     out.append('  unknown: set config.data.size, and config.plan.scored and written for evaluation')
-  out.append(f'  {told["days"]:,.2f} days on {told["chips"]} chips')
+  if any(hours.values()):
+    days = told['days']
+    shown = f'{days:,.1f} days' if days >= 1 else f'{24 * 60 * days:,.1f} minutes'
+    out.append(f'  {shown} on {told["chips"]} chips')
   if 'cost' in told:
     out.append(f'  {told["cost"]:,.0f} at {config.plan.price:g} a chip-hour')
   return out

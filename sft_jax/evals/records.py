@@ -64,7 +64,11 @@ def read(path: str, task: str = '') -> Row:
   if not tasks:
     of = f' of {task}' if task else ''
     at_step = f' of step {step}' if step else ''
-    raise UserError(f'no per-item records{of}{at_step}', path, 'evaluate a benchmark first')
+    raise UserError(
+      f'no per-item records{of}{at_step}',
+      path,
+      'train with benchmarks in config.eval.tasks, or name workdirs of --mode=eval',
+    )
   return Row(path, tasks)
 
 

@@ -73,7 +73,9 @@ def export_hf(
   with new_directory(out_dir) as directory:
     stream = _tensors(cfg, params, dtype)
     for file, members in shards.items():
-      _save(dict(_take(stream, members)), directory, file)
+      tensors = dict(_take(stream, members))
+      if directory is not None:
+        save_tensors(tensors, directory / file)
     if directory is None:
       return
     if len(shards) > 1:
@@ -161,11 +163,14 @@ def _take(
     yield name, array
 
 
-def _save(tensors: dict[str, np.ndarray], directory: Path | None, file: str) -> None:
+def save_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
+  """Writes a safetensors file that whoever may read its neighbours may read: theirs is private."""
   from safetensors.numpy import save_file
 
-  if directory is not None:
-    save_file(tensors, directory / file, metadata={'format': 'pt'})
+  save_file(tensors, path, metadata={'format': 'pt'})
+  mask = os.umask(0)
+  os.umask(mask)
+  path.chmod(0o666 & ~mask)
 
 
 def to_host(array: Any) -> np.ndarray:

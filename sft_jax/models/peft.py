@@ -134,9 +134,7 @@ def export_peft(
   with export.new_directory(out_dir) as directory:
     if directory is None:
       return
-    from safetensors.numpy import save_file
-
-    save_file(tensors, directory / WEIGHTS, metadata={'format': 'pt'})
+    export.save_tensors(tensors, directory / WEIGHTS)
     export.write_json(directory / CONFIG, config)
     if ckpt is not None:
       export.write_tokenizer(directory, ckpt)

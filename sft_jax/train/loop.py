@@ -11,6 +11,7 @@ A loss tells of the state before its step, so a saved state is taken back when t
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -65,6 +66,9 @@ class StopSignal:
     self.reason = signal.Signals(number).name
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.SIG_DFL)
+      if not self._at_once:
+        # Not by `print` or a logger: one of them may hold its lock just now.
+        os.write(2, b'\nstopping: what is done will be saved; Ctrl-C again ends at once\n')
     if self._at_once:
       # Not caught by what takes any `Exception` for bad input, and a child is killed on the way.
       raise KeyboardInterrupt

@@ -132,6 +132,9 @@ def test_exports_keep_tokenizer_and_stops(fixture, request, tmp_path):
   assert stop_ids(again.tokenizer(), 'study') == (1, 2)
   assert again.tokenizer()(text).input_ids == ours(text).input_ids
   assert again.generation_config['eos_token_id'] == [1, 2]
+  # Whoever may read the config may read the weights.
+  left = [path for name in ('hf', 'peft') for path in (tmp_path / name).iterdir()]
+  assert len({path.stat().st_mode for path in left}) == 1
 
 
 @pytest.fixture
