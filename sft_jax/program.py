@@ -161,16 +161,12 @@ class Program:
   def flops_per_token(self, loader: Loader) -> float:
     """Training FLOPs of one token (`chips.flops_per_token`)."""
     cfg = self.model.cfg
-    sizes = {path: math.prod(shape) for path, shape in families.shapes(cfg).items()}
-    matmul = sum(size for path, size in sizes.items() if path.endswith('/kernel'))
-    if cfg.tie_embeddings:
-      matmul += sizes['embed/embedding']
     adapter = None
     if self.is_lora:
       adapter = sum(math.prod(shape) for _, shape in self.adapter_table().values())
     length = float(np.mean([len(example) for run in loader.runs for example in run[0]]))
     return chips.flops_per_token(
-      matmul, cfg.num_layers, cfg.num_heads * cfg.head_dim, length, adapter
+      families.matmul_params(cfg), cfg.num_layers, cfg.num_heads * cfg.head_dim, length, adapter
     )
 
   def export(

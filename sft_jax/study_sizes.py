@@ -59,13 +59,11 @@ def model_size(run: plan.Planned) -> cost.ModelSize | None:
     except UserError:
       return None
   cfg = ModelConfig.from_hf(raw, run.spec.base)
-  shapes = {path: math.prod(shape) for path, shape in families.shapes(cfg).items()}
-  kernels = sum(size for path, size in shapes.items() if path.endswith('/kernel'))
   targets = run.spec.targets if run.spec.method == 'lora' else 'all-linear'
   table = lora.adapter_table(cfg, lora.match_targets(cfg, targets), 1, 1)
   return cost.ModelSize(
-    params=sum(shapes.values()),
-    matmul=kernels + (shapes['embed/embedding'] if cfg.tie_embeddings else 0),
+    params=sum(map(math.prod, families.shapes(cfg).values())),
+    matmul=families.matmul_params(cfg),
     layers=cfg.num_layers,
     width=cfg.num_heads * cfg.head_dim,
     adapter_a_rank=sum(math.prod(shape) for _, shape in table.values()),

@@ -5,6 +5,7 @@ statistics. A parameter that stands in no row cannot exist.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -241,6 +242,13 @@ def shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
     + tuple(sizes[axis] for axis in row.axes)
     for row in rows(cfg)
   }
+
+
+def matmul_params(cfg: Any) -> int:
+  """Parameters that multiply activations: all kernels and the head, a tied one too."""
+  sizes = {path: math.prod(shape) for path, shape in shapes(cfg).items()}
+  kernels = sum(size for path, size in sizes.items() if path.endswith('/kernel'))
+  return kernels + (sizes['embed/embedding'] if cfg.tie_embeddings else 0)
 
 
 def extent(row: rows_lib.Row, cfg: Any) -> tuple[int, int, int]:

@@ -280,7 +280,7 @@ def train(
           checkpoints.save(done, state)
         checkpoints.wait()  # Or it would be told too early that it was saved.
         raise
-      progress.pause()
+      progress.resume()
     if done == total_steps or not any(logs):
       break
 

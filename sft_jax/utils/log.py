@@ -305,9 +305,12 @@ class Progress(Bar):
     )
     return rates
 
-  def pause(self) -> None:
-    """Forgets the clock: what follows (an evaluation) is no training time."""
-    self._recent.clear()
+  def resume(self) -> None:
+    """Leaves out what has passed since the last step (an evaluation): it is no training time."""
+    if self._recent:
+      passed = time.monotonic() - self._recent[-1][0]
+      moved = [(at + passed, step, all_, told) for at, step, all_, told in self._recent]
+      self._recent = collections.deque(moved, self._recent.maxlen)
 
   def _rates(self) -> dict[str, float]:
     (start, first, tokens0, supervised0), (now, last, tokens1, supervised1) = (

@@ -133,11 +133,26 @@ def test_rates_leave_compilation_out(monkeypatch):
     'supervised-tokens-per-s': 1000.0,
     'seconds-per-step': 0.5,
   }
-  progress.pause()
   now[0] += 600  # evaluating
-  assert progress.update(4, 2.0, 1000, 500) == {}
-  now[0] += 0.5
-  assert progress.update(5, 2.0, 1000, 500)['seconds-per-step'] == 0.5
+  progress.resume()
+  now[0] += 1.0
+  # Steps 2 to 4 took two seconds: the step after an evaluation counts like any other.
+  assert progress.update(4, 2.0, 1000, 500)['tokens-per-s'] == 1500.0
+
+
+def test_evaluations_after_every_step_leave_rates(monkeypatch):
+  """With one long and one short step to an epoch both count, not the short one alone."""
+  now = clock(monkeypatch)
+  progress = log.Progress(6, quiet=True)
+  for step in range(1, 7):
+    long = step % 2 == 1
+    now[0] += 4.0 if long else 1.0
+    rates = progress.update(step, 2.0, 800 if long else 50, 10)
+    if not long:
+      now[0] += 300
+      progress.resume()
+  # Steps 2 to 6: three short and two long ones.
+  assert rates['tokens-per-s'] == (3 * 50 + 2 * 800) / (3 * 1.0 + 2 * 4.0)
 
 
 def test_plain_lines_every_ten_seconds(monkeypatch):
