@@ -5,8 +5,9 @@
 SmolLM2-135M-Instruct in float32 on a CPU: ten sets of records, two epochs each, each epoch scored
 on ARC-Easy by log-likelihood. Ours is one command with empty caches for programs; theirs is for
 each run a process with TRL and PEFT, followed in the same process by lm-evaluation-harness's `hf`
-model on the base and the adapter of each epoch. Wall clock of everything, in turns; the order is
-turned around from round to round. Needs requirements-dev.txt and `$SFT_JAX_DATA`.
+model on the adapter of each epoch, and in the first process on the base. Wall clock of everything,
+in turns; the order is turned around from round to round. Needs requirements-dev.txt and
+`$SFT_JAX_DATA`.
 """
 
 import argparse
@@ -124,15 +125,15 @@ def theirs(work: Path, round_: int) -> dict[str, Any]:
   for name in SETS:
     out = work / f'theirs-{round_}-{name}'
     log = work / f'theirs-{round_}-{name}.log'
-    task = json.dumps({'work': str(work), 'name': name, 'out': str(out)})
+    task = json.dumps({'work': str(work), 'name': name, 'out': str(out), 'base': not scores})
     spent.append(_timed([sys.executable, '-m', 'benchmarks.study_race', '--side', task], log))
     scores += json.loads(log.read_text().splitlines()[-1])
     _say(f'  TRL and lm_eval, {name}: {spent[-1]:.0f} s')
   return {'seconds': sum(spent), 'each': spent, 'scores': scores}
 
 
-def side(task: Mapping[str, str]) -> list[float]:
-  """One process of theirs: trains an adapter, then scores the base's and each epoch's answers."""
+def side(task: Mapping[str, Any]) -> list[float]:
+  """One process of theirs: trains an adapter, then scores each epoch's answers (and the base's)."""
   import datasets
   import lm_eval
   import peft
@@ -185,7 +186,7 @@ def side(task: Mapping[str, str]) -> list[float]:
   }
   steps = sorted(Path(task['out']).glob('checkpoint-*'), key=lambda p: int(p.name.split('-')[1]))
   scores = []
-  for adapter in (None, *steps):
+  for adapter in [*([None] if task['base'] else []), *steps]:
     model = HFLM(
       pretrained=base,
       peft=str(adapter) if adapter else None,
