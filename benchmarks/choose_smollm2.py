@@ -90,7 +90,7 @@ def pairs(
   data: pathlib.Path, out: pathlib.Path, task: str, asks: str, solves: str, held_in: str
 ) -> str:
   """A benchmark of short problems, each with its solution and another's; some are in `held_in`."""
-  from sft_jax import evaluation
+  from sft_jax.execution import evaluation
 
   items, _ = known.BENCHMARKS[task].read(LocalFiles(str(data / 'bench')))
   records, _ = datasets.load_records(path=held_in, heldout_share=0)

@@ -163,10 +163,10 @@ def models(dtype: str = 'float32') -> tuple[Any, Any]:
   import transformers
   from lm_eval.models.huggingface import HFLM
 
-  from sft_jax import inputs
   from sft_jax.data import tokenize
   from sft_jax.evals import lm_eval_model
   from sft_jax.evals import model as eval_model
+  from sft_jax.execution import inputs
   from sft_jax.models import export, source
   from sft_jax.models import quantize as quantize_lib
   from sft_jax.parallel import compile as compile_lib

@@ -66,7 +66,7 @@ class Sides:
 
   @functools.cached_property
   def _model(self) -> Any:
-    from sft_jax import inputs
+    from sft_jax.execution import inputs
 
     return inputs.load_model(MODEL, '', 8).cut_over(self.mesh)
 

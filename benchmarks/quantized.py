@@ -23,8 +23,8 @@ TAIL = 4  # steps the end loss is the mean of
 def measure(kind: str, args: argparse.Namespace, scratch: str) -> dict[str, Any]:
   """Perplexity, log-probabilities and end loss over a base of one kind."""
   from configs import base
-  from sft_jax import runner
   from sft_jax.evals import score
+  from sft_jax.execution import runner
   from sft_jax.train import loop
 
   config = base.get_config()

@@ -46,8 +46,8 @@ def prepare(data: Path, work: Path, count: int, scored: int) -> None:
   """Writes the records both sides train on, the questions both are asked, and the base."""
   import jax.numpy as jnp
 
-  from sft_jax import inputs
   from sft_jax.data import formats, tokenize
+  from sft_jax.execution import inputs
   from sft_jax.models import export, hf
   from sft_jax.parallel import mesh as mesh_lib
 

@@ -84,7 +84,7 @@ def cores() -> int:
 def _our_run(task: Task, model: str) -> Any:
   """A run as `sft_jax.main` makes it; nothing is written into its workdir."""
   from configs import base
-  from sft_jax import runner
+  from sft_jax.execution import runner
   from sft_jax.train import loop
 
   config = base.get_config()

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from sft_jax import config_file, opened, results, runner, show_data
+from sft_jax import config_file, results
 from sft_jax import spec as spec_lib
-from sft_jax.ask import Model, Prompt, Score, template_of
+from sft_jax.execution import opened, runner
+from sft_jax.execution.workdir import Workdir
+from sft_jax.interactive import show_data
+from sft_jax.interactive.ask import Model, Prompt, Score, template_of
 from sft_jax.utils import io, log
 from sft_jax.utils.errors import UserError
-from sft_jax.workdir import Workdir
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -85,7 +87,7 @@ def load_model(path: str, changes: Mapping[str, Any] | None = None) -> 'Model':
 
 def tell_devices(config: ConfigDict | None = None) -> None:
   """Prints what is computed on; says of an idle GPU or TPU what to do."""
-  from sft_jax import doctor
+  from sft_jax.interactive import doctor
 
   config = config or get_config('base')
   _prepare(config)
@@ -116,7 +118,7 @@ def run_study(
     UserError: bad input.
     Interrupted: stopped after saving.
   """
-  from sft_jax import study_run
+  from sft_jax.execution import study_run
 
   _prepare(config)
   study_run.run(config, [dict(entry) for entry in entries] or [{}], os.fspath(workdir))
@@ -129,7 +131,7 @@ def plan_study(
   config: ConfigDict, entries: Sequence[Mapping[str, Any]] = (), workdir: str = ''
 ) -> dict[str, Any]:
   """What a study is and takes, without loading a weight; see `run_study` for the arguments."""
-  from sft_jax import study_run
+  from sft_jax.execution import study_run
 
   _prepare(config)
   return study_run.plan_mode(config, [dict(entry) for entry in entries] or [{}], workdir)
@@ -150,7 +152,7 @@ def choose(config: ConfigDict, workdir: str) -> 'Page':
     UserError: bad input, a budget that is too small.
     Interrupted: stopped; the same call goes on.
   """
-  from sft_jax import choose_mode
+  from sft_jax.decide import choose_mode
 
   _prepare(config)
   told = choose_mode.run(config, os.fspath(workdir))

@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any
 
 from sft_jax import spec as spec_lib
-from sft_jax import study_run
 from sft_jax.data import datasets, hub_sets, readers
 from sft_jax.evals import core, lm_eval_tasks
 from sft_jax.evals.files import HubFiles, Listing, LocalFiles
 from sft_jax.evals.questions import Wanted
+from sft_jax.execution import study_run
 from sft_jax.models import hf, source, tokenizer, wheel
 from sft_jax.models import hub as hub_models
 from sft_jax.models.config import ModelConfig

@@ -88,10 +88,10 @@ def main(argv: Sequence[str]) -> None:
 def _run(config: Any, workdir: str) -> dict[str, Any]:
   entries = _entries(config)
   if entries is not None:
-    from sft_jax import study_run
+    from sft_jax.execution import study_run
 
     return study_run.run(config, entries, workdir)
-  from sft_jax import runner
+  from sft_jax.execution import runner
 
   return {'workdir': workdir, 'rows': runner.run(config, workdir)}
 
@@ -103,19 +103,19 @@ def _entries(config: Any) -> list[dict[str, Any]] | None:
 
 
 def _plan(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import study_run
+  from sft_jax.execution import study_run
 
   return study_run.plan_mode(config, _entries(config) or [{}], workdir)
 
 
 def _status(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import study_run
+  from sft_jax.execution import study_run
 
   return study_run.status_mode(config, workdir)
 
 
 def _eval(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import evaluate
+  from sft_jax.execution import evaluate
 
   return {'workdir': workdir, 'row': evaluate.evaluate(config, workdir)}
 
@@ -133,26 +133,26 @@ def _report(config: Any, workdir: str) -> dict[str, Any]:
 
 
 def _choose(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import choose_mode
+  from sft_jax.decide import choose_mode
 
   return choose_mode.run(config, workdir)
 
 
 def _recommend(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import recommend_mode
+  from sft_jax.decide import recommend_mode
 
   return recommend_mode.run(config, workdir)
 
 
 def _export(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import runner
+  from sft_jax.execution import runner
 
   return {'workdir': workdir, 'export': runner.export(config, workdir)}
 
 
 def _release(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import delta_export
   from sft_jax.data import named
+  from sft_jax.execution import delta_export
   from sft_jax.models import source
   from sft_jax.study import release
 
@@ -175,19 +175,19 @@ def _fetch(config: Any, workdir: str) -> dict[str, Any]:
 
 
 def _chat(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import chat
+  from sft_jax.interactive import chat
 
   return chat.chat(config, workdir)
 
 
 def _show_data(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import show_data
+  from sft_jax.interactive import show_data
 
   return show_data.show(config)
 
 
 def _doctor(config: Any, workdir: str) -> dict[str, Any]:
-  from sft_jax import doctor
+  from sft_jax.interactive import doctor
 
   return doctor.examine(config)
 

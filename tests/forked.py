@@ -13,7 +13,9 @@ import traceback
 
 def main() -> None:
   # Nothing here starts a backend, or children would share its threads.
-  from sft_jax import choose_mode, evaluate, recommend_mode, runner, show_data, study_run
+  from sft_jax.decide import choose_mode, recommend_mode
+  from sft_jax.execution import evaluate, runner, study_run
+  from sft_jax.interactive import show_data
 
   del choose_mode, evaluate, recommend_mode, runner, show_data, study_run
   print(json.dumps([_one(words, env) for words, env in json.load(sys.stdin)]))

@@ -15,8 +15,9 @@ import pytest
 from safetensors import numpy
 
 from configs import base
-from sft_jax import inputs, runner, scoring, spec
+from sft_jax import spec
 from sft_jax.data import loader
+from sft_jax.execution import inputs, runner, scoring
 from sft_jax.models import decoder, wheel
 from sft_jax.train import loop, weights
 from sft_jax.utils.errors import Interrupted, UserError

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax import config_file, main, results, runner, summary
+from sft_jax import config_file, main, results
 from sft_jax import spec as spec_lib
 from sft_jax.evals import core
+from sft_jax.execution import runner, summary
 from sft_jax.models import decoder
 from sft_jax.train import loop
 from sft_jax.train.checkpoint import Checkpoints

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from sft_jax import runner
+from sft_jax.execution import runner
 from sft_jax.train import checkpoint, loop
 from tests import tiny, victim
 

@@ -8,7 +8,7 @@ from unittest import mock
 import jax
 
 from configs import base
-from sft_jax import runner
+from sft_jax.execution import runner
 from sft_jax.parallel import mesh as mesh_lib
 from tests import wheels
 

@@ -189,7 +189,9 @@ def train_batch(setting: Setting, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=spread) for name, dtype in pack.FIELDS.items()
   }
   whole = NamedSharding(mesh, PartitionSpec())
-  return batch | {'micro': jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)}
+  for name, small in (('run', shape[:2]), ('micro', ())):
+    batch[name] = jax.ShapeDtypeStruct(small, jnp.int32, sharding=whole)
+  return batch
 
 
 def train_step(setting: Setting, held: Weights) -> TrainStep:

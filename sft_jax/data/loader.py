@@ -33,6 +33,10 @@ _FEW_TOKENS = 8192  # most tokens in a microbatch there, unless given
 class Loader:
   """Lays the examples of each optimiser step out into microbatches of rows.
 
+  A batch has as many lanes as slots for runs. A lane of a microbatch holds a block, that is rows of
+  one run; which run's is in the batch. Blocks fill microbatches lane by lane, so that a run with
+  little to compute does not wait for one with much, and one that is done costs nothing.
+
   'packed': the step's examples share rows (first-fit decreasing); the step's loss and the number of
   steps are those of 'padded', where each row holds one example.
 
@@ -41,22 +45,23 @@ class Loader:
   two within 1 %. For 'padded' it is the longest example rounded up to a multiple of 64, or with
   `pad_multiple` the longest of each step rounded up to that (a few shapes instead of one).
 
-  Rows are spread evenly over the fewest microbatches of at most `rows_per_micro` rows.
+  The rows of a single slot are spread evenly over the fewest microbatches of at most
+  `rows_per_micro` rows. Of several, blocks have as many rows as the limits allow, or a half, a
+  quarter, … of that: whichever computes least.
 
-  With `few_shapes` different data share programs: the row length is a power of two, a microbatch
-  has as many rows as the limits allow or a quarter, and there are 16, 64, 256, … microbatches. Only
-  those in use are computed.
+  With `few_shapes` different data share programs: the row length is a power of two, a block has as
+  many rows as the limits allow or a quarter, and there are 16, 64, 256, … microbatches. Only those
+  in use are computed.
 
   Args:
     runs: (examples, sampler) of each run, or None for a slot without data. A run past its last step
       gives zero weights.
     layout: 'packed' or 'padded'.
     row_length: Tokens a row, or 0.
-    rows_per_micro: Most rows in a microbatch, over all devices. 0: see the next.
-    tokens_per_micro: Most tokens in a microbatch, over all devices (at least a row each). 0: all
-      rows of a step.
-    row_shards: Rows of a microbatch are made divisible by this (data x fsdp devices) with empty
-      rows.
+    rows_per_micro: Most rows in a lane of a microbatch, over all devices. 0: see the next.
+    tokens_per_micro: Most tokens in a lane of a microbatch, over all devices (at least a row each).
+      0: all rows of a step.
+    row_shards: Rows of a block are made divisible by this (data x fsdp devices) with empty rows.
     pad_multiple: See above; 'padded' only.
     few_shapes: See above; what is given by `row_length` and `rows_per_micro` stays so.
     shape: (microbatches, rows, tokens) of a loader of these and further runs, to go on with.
@@ -111,25 +116,31 @@ class Loader:
     if few_shapes:
       self.micros, self.rows_per_micro = self._few_grid()
     else:
-      self.micros, self.rows_per_micro = self._grid(int(self._rows.max()), self.row_length)
+      self.micros, self.rows_per_micro = self._grid(self._rows, self.row_length)
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
-    """(runs, microbatches, rows, tokens) of a batch; with `pad_multiple` the longest tokens."""
+    """(lanes, microbatches, rows, tokens) of a batch; with `pad_multiple` the longest tokens."""
     return self.slots, self.micros, self.rows_per_micro, self.row_length
 
-  def _grid(self, most_rows: int, row_length: int) -> tuple[int, int]:
-    """(microbatches, rows in each) that hold `most_rows` within the limits."""
+  def _grid(self, counts: np.ndarray, row_length: int) -> tuple[int, int]:
+    """(microbatches, rows of a block) within the limits, for the rows [steps, runs] needed."""
     rows_limit, tokens_limit = self._limits
     limits = [rows_limit] if rows_limit else []
     if tokens_limit:
       limits.append(tokens_limit // row_length)
+    most = int(counts.max())
     if not limits:
-      return 1, round_up(most_rows, self.row_shards)
-    limit = max(self.row_shards, min(limits) // self.row_shards * self.row_shards)
-    micros = math.ceil(most_rows / limit)
-    rows = round_up(math.ceil(most_rows / micros), self.row_shards)
-    return math.ceil(most_rows / rows), rows
+      rows = round_up(most, self.row_shards)
+      return self._micros(counts, rows), rows
+    limit = max(1, min(limits) // self.row_shards)
+    if self.slots == 1:
+      evenly = math.ceil(most / math.ceil(most / (limit * self.row_shards)))
+      choices = [round_up(evenly, self.row_shards)]
+    else:
+      choices = [(limit >> power) * self.row_shards for power in range(limit.bit_length())]
+    rows = min(choices, key=lambda rows: self._cost(counts, rows, limit * self.row_shards))
+    return self._micros(counts, rows), rows
 
   def _few_grid(self) -> tuple[int, int]:
     """The same from few values: as many rows as the limits allow, or a quarter of that."""
@@ -138,25 +149,33 @@ class Loader:
     full = 1 << (parts.bit_length() - 1)
     choices = [rows_limit] if rows_limit else [full * self.row_shards, full // 4 * self.row_shards]
     choices = [round_up(rows, self.row_shards) for rows in choices if rows]
-    # Each microbatch costs a little besides what is in it.
-    cost = lambda rows: float((np.ceil(self._rows / rows) * (rows + full / 16)).sum())
-    rows = min(choices, key=cost)
+    rows = min(choices, key=lambda rows: self._cost(self._rows, rows, full))
     micros = _FEW_MICROS
-    while micros * rows < self._rows.max():
+    while micros < self._micros(self._rows, rows):
       micros *= 4
     return micros, rows
 
+  def _used(self, counts: np.ndarray, rows: int) -> np.ndarray:
+    """int64 [steps]: microbatches in use, for the rows [steps, runs] needed."""
+    return -(-_blocks(counts, rows).sum(axis=1) // self.slots)
+
+  def _micros(self, counts: np.ndarray, rows: int) -> int:
+    return int(self._used(counts, rows).max())
+
+  def _cost(self, counts: np.ndarray, rows: int, most: int) -> float:
+    # Each microbatch costs a little besides what is in it.
+    return float(self._used(counts, rows).sum() * (rows + most / 16))
+
   def _count_rows(self, steps: Sequence[int], row_length: int) -> np.ndarray:
-    """int64 [steps]: rows needed by the run that needs most."""
-    counts = np.zeros(len(steps), np.int64)
+    """int64 [steps, runs that have data]: rows needed."""
+    counts = np.zeros((len(steps), len(self.runs)), np.int64)
     for run, (_, sampler) in enumerate(self.runs):
       for at, step in enumerate(steps):
         members = sampler.indices(step)
         if self.layout == 'padded':
-          used = len(members)
+          counts[at, run] = len(members)
         else:
-          used = len(layout_rows(self._lengths[run][members], row_length))
-        counts[at] = max(counts[at], used)
+          counts[at, run] = len(layout_rows(self._lengths[run][members], row_length))
     return counts
 
   def _choose_row_length(self, longest: int) -> int:
@@ -169,8 +188,8 @@ class Loader:
     best, fewest = shortest, math.inf
     for length in range(shortest, max(_SHORT_ROW, longest + longest // 4) + 1, ROW_MULTIPLE):
       used = self._count_rows([int(step) for step in probes], length)
-      _, rows = self._grid(int(used.max()), length)
-      computed = int(np.ceil(used / rows).sum()) * rows * length
+      _, rows = self._grid(used, length)
+      computed = int(self._used(used, rows).sum()) * rows * length
       if computed < 0.99 * fewest:
         best, fewest = length, computed
     return best
@@ -185,12 +204,17 @@ class Loader:
     return round_up(longest, self.pad_multiple)
 
   def batch(self, step: int) -> Batch:
-    """The numpy batch of a step: FIELDS [R, M, B, T] and the int32 scalar `micro`."""
+    """The numpy batch of a step.
+
+    FIELDS [R, M, B, T], and int32 `run` [R, M], whose rows a lane holds in a microbatch, and scalar
+    `micro`, microbatches in use.
+    """
     slots, micros, rows, _ = self.shape
     length = self.step_length(step)
     batch: Batch = {
-      name: np.zeros((slots, micros * rows, length), dtype) for name, dtype in FIELDS.items()
+      name: np.zeros((micros, slots, rows, length), dtype) for name, dtype in FIELDS.items()
     }
+    owners = np.zeros(micros * slots, np.int32)
     used = 0
     for run, (examples, sampler) in enumerate(self.runs):
       members = sampler.indices(step)
@@ -198,11 +222,15 @@ class Loader:
         layout = [[at] for at in range(len(members))]
       else:
         layout = layout_rows(self._lengths[run][members], length)
+      end = used + int(_blocks(len(layout), rows))
+      owners[used:end] = self.places[run]
       for name, array in fill([examples[i] for i in members], layout, length).items():
-        batch[name][self.places[run], : len(layout)] = array
-      used = max(used, len(layout))
-    batch = {name: array.reshape(slots, micros, rows, length) for name, array in batch.items()}
-    batch['micro'] = np.int32(math.ceil(used / rows))
+        lines = batch[name].reshape(-1, length)
+        lines[used * rows : used * rows + len(layout)] = array
+      used = end
+    batch = {name: np.ascontiguousarray(array.swapaxes(0, 1)) for name, array in batch.items()}
+    batch['run'] = np.ascontiguousarray(owners.reshape(micros, slots).T)
+    batch['micro'] = np.int32(math.ceil(used / slots))
     return batch
 
   def sources(self, step: int) -> list[list[str]]:
@@ -218,9 +246,10 @@ class Loader:
     return self._sum(self._lengths, step)
 
   def padded(self, step: int) -> np.ndarray:
-    """int64 [runs that have data], computed slots without a token, in microbatches in use."""
-    used = math.ceil(self._rows[step] / self.rows_per_micro) if step < len(self._rows) else 0
-    return used * self.rows_per_micro * self.step_length(step) - self.tokens(step)
+    """int64 [runs that have data], slots without a token in the blocks of each run."""
+    counts = self._rows[step] if step < len(self._rows) else np.zeros(len(self.runs), np.int64)
+    computed = _blocks(counts, self.rows_per_micro) * self.rows_per_micro * self.step_length(step)
+    return computed - self.tokens(step)
 
   def _sum(self, values: Sequence[np.ndarray], step: int) -> np.ndarray:
     return np.array(
@@ -252,6 +281,11 @@ class Loader:
       return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return {name: place(array) for name, array in batch.items()}
+
+
+def _blocks(rows: Any, size: int) -> Any:
+  """Blocks of `size` rows that hold so many rows."""
+  return -(-rows // size)
 
 
 def check_row_length(row_length: int, longest: int) -> None:

@@ -23,7 +23,7 @@ Array = jax.Array
 Tree = dict[str, Any]
 Batch = Mapping[str, Array]
 
-RUNS = 'runs'
+LANES = 'lanes'
 BATCH_AXES = ('data', 'fsdp')
 
 
@@ -90,30 +90,13 @@ class TrainStep:
     sums, grads = self._gradients(base, state, batch)
     return jnp.atleast_1d(sums['loss']), grads
 
-  def _split(self, batch: Batch) -> tuple[Tree, Array]:
-    """Arrays and number of microbatches; without the run axis for full fine-tuning."""
-    arrays = {k: v for k, v in batch.items() if k != 'micro'}
-    if self._settings.method == 'full':
-      arrays = {k: v.reshape(v.shape[1:]) for k, v in arrays.items()}
-    return arrays, jnp.asarray(batch['micro'], jnp.int32)
-
-  def _all_gradients(self, base, state, batch):
-    return self._over_runs(self._run_gradients)(base, state, *self._split(batch))
-
-  def _over_runs(self, fn):
-    if self._settings.method == 'full':
-      return fn
-
-    def vmapped(base, state, arrays, micro):
-      axes = (None, run_axes(state), 0, None)
-      return jax.vmap(fn, in_axes=axes, axis_name=RUNS)(base, state, arrays, micro)
-
-    return vmapped
-
   def _step(self, base, state, batch):
     self.traces += 1  # runs while tracing only
-    arrays, micro = self._split(batch)
-    trained, moments, failed, metrics = self._over_runs(self._run_step)(base, state, arrays, micro)
+    sums, grads = self._all_gradients(base, state, batch)
+    update = self._update
+    if self._settings.method == 'lora':
+      update = jax.vmap(update, in_axes=(run_axes(state), 0, 0))
+    trained, moments, failed, metrics = update(state, sums, grads)
     moments = moments._replace(mu=self._pin(moments.mu), nu=self._pin(moments.nu))
     state = state._replace(
       # A program whose runs have all failed stays where the last good step left it.
@@ -130,9 +113,8 @@ class TrainStep:
       return tree
     return jax.lax.with_sharding_constraint(tree, self._shardings)
 
-  def _run_step(self, base, state: TrainState, arrays, micro):
-    """One run: gradient, then update unless it is finished, has failed or has nothing to learn."""
-    sums, grads = self._run_gradients(base, state, arrays, micro)
+  def _update(self, state: TrainState, sums, grads):
+    """One run: an update unless it is finished, has failed or has nothing to learn."""
     rounding = jax.random.fold_in(jax.random.key(state.rounding_seed), state.step)
     running = ~state.failed & (state.step < state.hypers.total_steps)
     active = running & jnp.isfinite(sums['loss']) & (sums['supervised'] > 0)
@@ -152,43 +134,84 @@ class TrainStep:
     metrics = {**sums, **metrics, 'nonfinite': nonfinite}
     return trained, moments, state.failed | nonfinite, metrics
 
-  def _run_gradients(self, base, state: TrainState, arrays, micro):
-    """Sums over the step and float32 masked gradients of its loss, one run.
+  def _all_gradients(self, base, state: TrainState, batch: Batch):
+    """Sums over the step and float32 masked gradients of its loss; with LoRA those of each run.
 
     The weight of the whole step is known before its first microbatch, so weights are divided by it
     at once: microbatches then simply add up, whatever their masks.
     """
+    lora = self._settings.method == 'lora'
+    arrays = {k: v if lora else v[0] for k, v in batch.items() if k not in ('run', 'micro')}
     targets, weights = loss.targets_and_weights(arrays['tokens'], arrays['loss_weight'])
-    total = weights.sum()
-    arrays = arrays | {'targets': targets, 'weights': weights / jnp.where(total > 0, total, 1.0)}
-    dropout = jax.random.fold_in(jax.random.key(state.dropout_seed), state.step)
+    # One run has all lanes; of several, whose rows a lane holds changes with the microbatch.
+    owner = jnp.asarray(batch['run'], jnp.int32) if lora else None
+    by_run = functools.partial(_by_run, owner=owner, runs=state.failed.size)
+    total = by_run(weights)
+    whole = jnp.where(total > 0, total, 1.0)
+    whole = whole if owner is None else whole[owner][..., None, None]
+    arrays |= {'targets': targets, 'weights': weights / whole}
+    gradients = self._full_gradients if owner is None else self._lane_gradients
 
-    def one(i: Array) -> tuple[tuple[Array, Array], Tree]:
-      part = {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in arrays.items()}
-      fn = lambda trained: self._micro_loss(base, trained, state.hypers, part, dropout)
-      value, grads = jax.value_and_grad(fn, has_aux=True)(state.trained)
-      return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    def add(i: Array, carry: tuple | None) -> tuple:
+      # Microbatches are the third axis from the end, of one run and of several.
+      cut = functools.partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+      part = {k: cut(v, axis=-3) for k, v in arrays.items()}
+      return gradients(base, state, part, None if owner is None else cut(owner, axis=-1), carry)
 
-    if targets.shape[0] == 1:
-      (mean, correct), grads = one(jnp.int32(0))
-    else:
-      pin = self._pin if self._settings.method == 'full' else (lambda tree: tree)
-
-      def body(i: Array, carry: tuple) -> tuple:
-        (mean, correct), grads = one(i)
-        added = jax.tree.map(jnp.add, carry, (mean, correct, grads))
-        return (*added[:2], pin(added[2]))
-
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trained)
-      start = (jnp.zeros(()), jnp.zeros(()), pin(zeros))
-      mean, correct, grads = jax.lax.fori_loop(0, micro, body, start)
+    mean, correct, grads = self._over_microbatches(add, state, targets.shape[-3], batch['micro'])
     sums = {
       'loss': mean,
       'accuracy': correct,
-      'tokens': (arrays['segments'] > 0).sum(),
-      'supervised': (weights > 0).sum(),
+      'tokens': by_run(arrays['segments'] > 0),
+      'supervised': by_run(weights > 0),
     }
-    return sums, optimizer.mask_gradients(state.hypers, grads)
+    mask = optimizer.mask_gradients
+    return sums, (jax.vmap(mask) if lora else mask)(state.hypers, grads)
+
+  def _over_microbatches(self, add, state: TrainState, micros: int, used: Array) -> tuple:
+    """(mean, correct, gradients) after those in use."""
+    if micros == 1 and self._settings.method == 'full':
+      return add(jnp.int32(0), None)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.trained)
+    nothing = jnp.zeros(state.failed.shape)
+    start = (nothing, nothing, self._pin(zeros))
+    if micros == 1:
+      return add(jnp.int32(0), start)
+    return jax.lax.fori_loop(0, jnp.asarray(used, jnp.int32), add, start)
+
+  def _full_gradients(self, base, state: TrainState, part, _, carry: tuple | None) -> tuple:
+    """Adds a microbatch of the only run."""
+    (mean, correct), grads = self._value_and_grad(
+      base, state.trained, state.hypers, part, self._dropout(state.dropout_seed, state.step)
+    )
+    if carry is None:
+      return mean, correct, grads
+    added = jax.tree.map(jnp.add, carry, (mean, correct, grads))
+    return (*added[:2], self._pin(added[2]))
+
+  def _lane_gradients(self, base, state: TrainState, part, owner: Array, carry: tuple) -> tuple:
+    """Adds what each lane of a microbatch says to the run it belongs to."""
+    of_lanes = lambda tree: jax.tree.map(lambda x: x[owner], tree)
+    keys = jax.vmap(self._dropout, (0, None))(state.dropout_seed[owner], state.step)
+    lanes = (of_lanes(state.trained), of_lanes(state.hypers), part, keys)
+    over_lanes = jax.vmap(self._value_and_grad, (None, 0, 0, 0, 0), axis_name=LANES)
+    (mean, correct), grads = over_lanes(base, *lanes)
+    found = (mean, correct, grads)
+
+    # One after another: a scatter that adds is not deterministic on every device, and so the sum of
+    # a run does not depend on what is beside it.
+    def put(lane: Array, carry: tuple) -> tuple:
+      return jax.tree.map(lambda x, new: x.at[owner[lane]].add(new[lane]), carry, found)
+
+    return jax.lax.fori_loop(0, owner.size, put, carry)
+
+  def _dropout(self, seed: Array, step: Array) -> Array:
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+  def _value_and_grad(self, base, trained, hypers, part, dropout_key):
+    fn = lambda trained: self._micro_loss(base, trained, hypers, part, dropout_key)
+    value, grads = jax.value_and_grad(fn, has_aux=True)(trained)
+    return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
   def _kernel(self, rows: tuple[int, ...]) -> Callable[..., Array] | None:
     """The fused attention of a microbatch of `[B,T]`, or None."""
@@ -235,10 +258,18 @@ class TrainStep:
       vocab=s.cfg.vocab_size,
       transposed=tied,
       shards=shards,
-      runs_axis=RUNS if lora else None,
+      runs_axis=LANES if lora else None,
       head_sharding=None if s.mesh is None or shards == 1 else _head_sharding(s.mesh, head, tied),
     )
     return out.sum, out.correct
+
+
+def _by_run(x: Array, *, owner: Array | None, runs: int) -> Array:
+  """Sums [R,M,B,T] for each run, or [M,B,T] of one."""
+  if owner is None:
+    return x.sum()
+  mine = owner[None] == jnp.arange(runs)[:, None, None]
+  return (x.sum(axis=(2, 3))[None] * mine).sum(axis=(1, 2))
 
 
 def _head_sharding(mesh: Mesh, head: Array, tied: bool) -> NamedSharding:

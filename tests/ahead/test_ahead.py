@@ -9,9 +9,9 @@ import pytest
 
 from configs import base
 from sft_jax import spec as spec_lib
-from sft_jax import study_run
 from sft_jax.ahead import compiled, estimate, search
 from sft_jax.ahead import setting as setting_lib
+from sft_jax.execution import study_run
 from sft_jax.models import families, published
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import hlo, topology

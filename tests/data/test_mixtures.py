@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from sft_jax import inputs
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets
 from sft_jax.data.datasets import load_records
 from sft_jax.data.named import DATASETS, STUDY
+from sft_jax.execution import inputs
 from sft_jax.utils.errors import UserError
 from tests import tiny
 

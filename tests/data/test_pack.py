@@ -39,10 +39,17 @@ def unpack(batch, run):
   """(ids, weights) of each example in a batch; checks positions and padding on the way."""
   found = []
   shape = batch['tokens'].shape
-  rows = {name: batch[name][run].reshape(-1, shape[-1]) for name in FIELDS}
-  used, seen = int(batch['micro']) * shape[2], []
   for name in FIELDS:
-    assert not rows[name][used:].any(), 'microbatches past `micro` hold nothing'
+    assert not batch[name][:, int(batch['micro']) :].any(), 'microbatches past `micro` hold nothing'
+  # Blocks in the order in which they are laid, microbatch by microbatch.
+  mine = np.argwhere((run == batch['run'].T)[: int(batch['micro'])])
+  rows = {
+    name: np.concatenate(
+      [np.zeros((0, shape[-1]), batch[name].dtype), *(batch[name][lane, at] for at, lane in mine)]
+    )
+    for name in FIELDS
+  }
+  used, seen = len(mine) * shape[2], []
   for row in range(used):
     segments = rows['segments'][row]
     assert not rows['tokens'][row][segments == 0].any()
@@ -94,10 +101,11 @@ def test_every_token_exactly_once(seed, layout):
       members = [examples[i] for i in sampler.indices(step)]
       expected = [(e.ids, e.loss_weight) for e in members]
       assert as_multiset(unpack(batch, run)) == as_multiset(expected)
-      assert loader.tokens(step)[run] == (batch['segments'][run] > 0).sum()
-      assert loader.supervised(step)[run] == (batch['loss_weight'][run] > 0).sum()
-      computed = int(batch['micro']) * loader.shape[2] * length
-      assert loader.padded(step)[run] == computed - loader.tokens(step)[run]
+      mine = batch['run'] == run
+      assert loader.tokens(step)[run] == (batch['segments'][mine] > 0).sum()
+      assert loader.supervised(step)[run] == (batch['loss_weight'][mine] > 0).sum()
+      taken = (batch['segments'] > 0).any((2, 3))[mine].sum() * loader.shape[2] * length
+      assert loader.padded(step)[run] == taken - loader.tokens(step)[run]
     assert (batch['micro'] == 0) == (step >= loader.total_steps)
 
 
@@ -162,8 +170,8 @@ def test_run_past_its_end_has_no_weight():
   short, long = make([5] * 4), make([7] * 12, seed=1)
   loader = Loader([(short, Sampler(4, 4)), (long, Sampler(12, 4))])
   last = loader.batch(2)
-  assert not last['loss_weight'][0].any() and not last['segments'][0].any()
-  assert last['loss_weight'][1].any()
+  assert not unpack(last, 0) and len(unpack(last, 1)) == 4
+  assert last['loss_weight'].any()
   assert loader.supervised(2)[0] == 0
 
 
@@ -305,6 +313,22 @@ def test_few_shapes_keep_what_is_given():
   assert sharded.shape[1:] == (16, 4, 128)
 
 
+def test_a_short_run_does_not_wait_for_a_long_one():
+  """What is computed follows the sum of what runs need, not the largest times their number."""
+  few, many = make([20] * 40), make([60] * 40)
+  runs = [(few, Sampler(40, 2)), (few, Sampler(40, 4, 2)), (many, Sampler(40, 8)), None]
+  loader = Loader(runs, row_length=64, tokens_per_micro=256)
+  for step in range(loader.total_steps):
+    rows = sum(
+      len(layout_rows([len(run[0][i]) for i in run[1].indices(step)], 64)) for run in runs[:3]
+    )
+    computed = int(loader.batch(step)['micro']) * 4 * loader.shape[2]
+    assert rows <= computed <= rows + 4 * loader.shape[2] + 3 * (loader.shape[2] - 1)
+  assert loader.shape == (4, 3, 1, 64), 'together they take 10 rows: not 8 lanes of 4 rows'
+  alone = Loader([runs[2]], row_length=64, tokens_per_micro=256)
+  assert alone.shape == (1, 2, 4, 64)
+
+
 def test_slots_without_data():
   """The others are as they are by themselves; a shape is taken over."""
   one, two = make([30, 20, 10, 25]), make([50, 60, 40, 20])
@@ -313,9 +337,12 @@ def test_slots_without_data():
   part = Loader([None, runs[1], None], row_length=64, shape=whole.shape[1:])
   assert part.shape == (3, *whole.shape[1:])
   got, want = part.batch(0), whole.batch(0)
-  for name in ('tokens', 'loss_weight', 'positions', 'segments'):
-    np.testing.assert_array_equal(got[name][1], want[name][1])
-    assert not got[name][[0, 2]].any()
+  assert (
+    as_multiset(unpack(got, 1))
+    == as_multiset(unpack(want, 1))
+    == as_multiset((e.ids, e.loss_weight) for e in two)
+  )
+  assert not unpack(got, 0) and not unpack(got, 2)
   assert part.tokens(0).tolist() == [170] and part.sources(0) == whole.sources(0)[1:]
   with pytest.raises(UserError, match='no runs'):
     Loader([None])

@@ -8,8 +8,9 @@ import stat
 import numpy as np
 import pytest
 
-from sft_jax import inputs, spec
+from sft_jax import spec
 from sft_jax.data import prepared
+from sft_jax.execution import inputs
 from tests import tiny
 
 

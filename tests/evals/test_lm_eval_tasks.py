@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from sft_jax import evaluate as evaluate_lib
 from sft_jax.evals import compare, core, lm_eval_tasks, records
 from sft_jax.evals.answers import Answers
+from sft_jax.execution import evaluate as evaluate_lib
 from sft_jax.utils.errors import UserError
 from tests import tiny
 

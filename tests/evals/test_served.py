@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sft_jax import evaluate as evaluate_lib
+from sft_jax.execution import evaluate as evaluate_lib
 from sft_jax.utils import io
 from sft_jax.utils.errors import UserError
 from tests import tiny

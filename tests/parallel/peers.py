@@ -17,7 +17,8 @@ from typing import Any
 import orbax.checkpoint  # noqa: F401
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast  # noqa: F401
 
-from sft_jax import main, runner
+from sft_jax import main
+from sft_jax.execution import runner
 from sft_jax.utils import log
 
 

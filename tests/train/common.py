@@ -82,12 +82,13 @@ def batch(given, *, rows, row_length=20, packed=False, micros=None):
   micros = micros or used
   arrays = fill(given, layout + [[]] * (micros * rows - len(layout)), row_length)
   out = {k: v.reshape(1, micros, rows, row_length) for k, v in arrays.items()}
-  return out | {'micro': np.int32(used)}
+  return out | {'run': np.zeros((1, micros), np.int32), 'micro': np.int32(used)}
 
 
 def stack_runs(batches):
   """One cohort batch from one-run batches of equal shape."""
   out = {k: np.concatenate([b[k] for b in batches]) for k in batches[0] if k != 'micro'}
+  out['run'] = out['run'] + np.arange(len(batches), dtype=np.int32)[:, None]
   return out | {'micro': np.int32(max(b['micro'] for b in batches))}
 
 

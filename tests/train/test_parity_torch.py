@@ -32,7 +32,7 @@ def data():
 
 def torch_loss(model, given):
   """Token mean over the step, padded rows with an attention mask."""
-  flat = {k: v.reshape(-1, v.shape[-1]) for k, v in given.items() if k != 'micro'}
+  flat = {k: v.reshape(-1, v.shape[-1]) for k, v in given.items() if np.ndim(v) == 4}
   tokens = torch.tensor(flat['tokens']).long()
   logits = model(tokens, attention_mask=torch.tensor(flat['segments'] > 0).long()).logits
   labels = torch.where(torch.tensor(flat['loss_weight'] > 0), tokens, -100)

@@ -79,7 +79,7 @@ def test_the_loss_is_the_token_mean_of_the_step():
   train, _, fresh = start('full', cfg)
   given = common.batch(common.examples(6, 3), rows=2)
   value, _ = train.gradients(None, fresh, given)
-  flat = {k: v.reshape(-1, v.shape[-1]) for k, v in given.items() if k != 'micro'}
+  flat = {k: v.reshape(-1, v.shape[-1]) for k, v in given.items() if np.ndim(v) == 4}
   hidden = decoder.forward(
     cfg, fresh.trained, flat['tokens'], flat['positions'], flat['segments'], dtype=jnp.float32
   )
@@ -146,6 +146,31 @@ def test_a_cohort_equals_its_runs_alone(dropout):
       np.testing.assert_allclose(cut, leaf, atol=2e-5, err_msg=path)
       rest = mine[path][..., rank:] if path.endswith('lora_a') else mine[path][:, rank:]
       assert not rest.any()  # padded ranks stay zero
+
+
+def test_a_lane_may_hold_any_run():
+  """Blocks in whatever lanes and microbatches, with fillers: the same sums and gradients."""
+  cfg = common.config()
+  adapter = common.adapter(cfg, [4, 2, 4, 3], [0, 1, 2, 3])
+  train, fresh = common.make(cfg, 'lora', adapter, [common.hypers(cfg)] * 4)
+  sizes = (1, 2, 9, 4)  # examples; 1, 1, 3 and 2 blocks of three rows
+  given = common.stack_runs([common.batch(common.examples(n, n), rows=3, micros=3) for n in sizes])
+  base = common.params(cfg)
+  loss, grads = train.gradients(base, fresh, given)
+  blocks = [(run, micro) for run, count in enumerate((1, 1, 3, 2)) for micro in range(count)]
+  for order in (range(7), (6, 2, 0, 3, 5, 1, 4)):
+    moved = {k: np.zeros_like(v) for k, v in given.items()} | {'micro': np.int32(2)}
+    for place, block in enumerate(order):
+      lane, micro = place % 4, place // 4
+      moved['run'][lane, micro] = blocks[block][0]
+      for name in ('tokens', 'loss_weight', 'positions', 'segments'):
+        moved[name][lane, micro] = given[name][blocks[block]]
+    again, others = train.gradients(base, fresh, moved)
+    np.testing.assert_allclose(again, loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), others, grads)
+    _, metrics = train(base, jax.tree.map(jnp.copy, fresh), moved)
+    want = [(given['loss_weight'][run] > 0).sum() for run in range(4)]
+    assert metrics['supervised'].tolist() == want
 
 
 def test_a_finished_run_is_frozen_bit_for_bit():
@@ -275,7 +300,7 @@ def sharded_run(method, sizes):
     if mesh is not None:
       rows = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp')))
       whole = NamedSharding(mesh, PartitionSpec())
-      data = {k: jax.device_put(v, rows if np.ndim(v) else whole) for k, v in data.items()}
+      data = {k: jax.device_put(v, rows if np.ndim(v) == 4 else whole) for k, v in data.items()}
     fresh, metrics = train(None if method == 'full' else base, fresh, data)
     losses.append(float(metrics['loss'][0]))
   assert train.traces == train.executables == 1

@@ -1,0 +1,210 @@
+"""`--mode=choose`: what a config asks of a race, and the race.
+
+Not for its runs (`choose_run.py`) or what is told of its decision (`choose_told.py`).
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sft_jax import spec as spec_lib
+from sft_jax.data import datasets
+from sft_jax.decide import choose_data, choose_told
+from sft_jax.decide.choose_run import Runs, Wish
+from sft_jax.decide.choose_told import Outcome
+from sft_jax.evals import core
+from sft_jax.study import choose, decision_page, race_budget
+from sft_jax.study.race import Race, Rules
+from sft_jax.study.race_data import Field
+from sft_jax.study.race_evidence import Arm, Prior
+from sft_jax.train import loop
+from sft_jax.utils import log
+from sft_jax.utils.errors import UserError
+
+
+def run(config: Any, workdir: str) -> dict[str, Any]:
+  """Decides which data to train on, and writes `decision.html`, `.md` and `.json`.
+
+  Returns:
+    What `decision.json` holds.
+
+  Raises:
+    UserError: bad input, a budget that is too small; one line.
+    Interrupted: stopped; the same call continues.
+  """
+  wish = wish_of(config)
+  # Where something is to be saved, whoever is at work listens instead.
+  with loop.StopSignal() as stop, stop.at_once():
+    outcome = hold(config, wish, workdir)
+    value = choose_told.told(outcome, config, wish, workdir)
+    page = decision_page.write(workdir, value)
+  for fact in value['facts']:
+    log.say(fact)
+  log.say(decision_page.answer(value))
+  log.say(decision_page.cost(value))
+  if value['command']:
+    log.say(f'to train it in full: {value["command"]}')
+  log.say(f'see {page}')
+  return value
+
+
+def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
+  """Holds a race of real runs and concludes; goes on where it was stopped.
+
+  Args:
+    config: What all runs share; its data, seeds, learning rate and tasks are set here.
+    wish: What is to be decided.
+    workdir: Where everything is kept.
+
+  Raises:
+    UserError: bad input, a budget that is too small; one line.
+    Interrupted: stopped; the same call continues.
+  """
+  runs = Runs(config, wish, workdir)
+  base = runs.base()
+  endpoint = runs.endpoint()
+  rules = dataclasses.replace(
+    wish.rules,
+    targets={runs.names[task]: weight for task, weight in wish.rules.targets.items()},
+    guards={runs.names[task]: least for task, least in wish.rules.guards.items()},
+  )
+  leaks = {name: one.leaks for name, one in runs.candidates.items()}
+  most, only = rules.most_leak, rules.ability_only
+  field = Field(base, rules.targets, leaks, most_leak=most, ability_only=only)
+  arms = [Arm(name, rate) for name in wish.data for rate in wish.rates or (0.0,)]
+  budget = runs.measure(arms[0])
+  unit = wish.budget.unit
+  one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit)
+  decision = choose.choose(one, runs.evaluate)
+  ended = [arm for arm in arms if one.state[arm] == 'cut']
+  if ended and one.last not in one.evidence.reached.values():
+    raise UserError(
+      'the budget ended before a candidate was trained in full',
+      'config.choose.budget',
+      'give more: the same command goes on from what is done',
+    )
+  return Outcome(decision, one, runs, endpoint)
+
+
+def wish_of(config: Any) -> Wish:
+  """What a config asks.
+
+  Raises:
+    UserError: naming the key that is wrong.
+  """
+  spec_lib.check_settings(config)
+  asked = config.choose
+  if config.data.name or config.data.path or config.study.grid:
+    where = 'config.data, config.study.grid'
+    raise UserError('candidates stand in config.choose.data', where, 'leave these empty')
+  if not 0 < asked.error < 1:
+    raise UserError(f'{asked.error} is no chance', 'config.choose.error', 'such as 0.05')
+  data = choose_data.labelled(choose_data.split(asked.data, 'config.choose.data'))
+  targets = [
+    _task(name, 'target') for name in choose_data.split(asked.target, 'config.choose.target')
+  ]
+  if not targets:
+    raise UserError(
+      'no target given', 'config.choose.target', 'name what is to be improved, such as gsm8k:4shot'
+    )
+  guards = dict(_guard(text) for text in choose_data.split(asked.guard, 'config.choose.guard'))
+  if len(data) < 2:
+    how = 'give two or more, between commas'
+    what = 'one candidate is no choice' if data else 'no candidates given'
+    raise UserError(what, 'config.choose.data', how)
+  try:
+    core.task_names(','.join([*targets, *guards]))
+  except UserError as e:
+    raise UserError(e.what, 'config.choose.target, config.choose.guard', e.how) from e
+  _refuse_same(data, [*targets, *guards])
+  rules = Rules(
+    dict.fromkeys(targets, 1.0),
+    guards,
+    error=asked.error,
+    least_gain=asked.least_gain,
+    most_leak=asked.most_leak,
+    ability_only=asked.ability_only,
+  )
+  rates = _numbers(asked.rates, float, 'config.choose.rates')
+  sizes = _numbers(asked.sizes, int, 'config.choose.sizes')
+  if any(not rate > 0 for rate in rates) or len(set(rates)) < len(rates):
+    raise UserError(f'{asked.rates!r} are no rates', 'config.choose.rates', 'such as 1e-4,3e-4')
+  growing = [size or float('inf') for size in sizes]
+  if growing != sorted(set(growing)) or any(size < 0 for size in sizes):
+    how = 'give growing numbers, 0 last for all, such as 250,1000,0'
+    raise UserError(f'{asked.sizes!r} are no rungs', 'config.choose.sizes', how)
+  budget = race_budget.parse(asked.budget, 'config.choose.budget')
+  prior = _prior(config, data, targets)
+  seeds = (asked.seeds, asked.final_seeds)
+  return Wish(data, rules, budget, rates, sizes, seeds, prior, asked.endpoint)
+
+
+def _task(name: str, key: str) -> str:
+  """A task as `config.eval.tasks` has it; a file of the user's own needs no `custom:`."""
+  file = re.sub(r':\d+shot$', '', name)
+  out = f'custom:{name}' if os.path.isfile(file) else name
+  where = f'config.choose.{key}'
+  try:
+    _, wanted = core.task_names(out)
+  except UserError as e:
+    raise UserError(e.what, where if e.where == 'config.eval.tasks' else e.where, e.how) from e
+  if len(wanted) != 1:
+    raise UserError(f'{name} has no items to compare', where, 'name a benchmark or a file')
+  return out
+
+
+def _guard(text: str) -> tuple[str, float]:
+  found = re.fullmatch(r'(.+?)\s*>=\s*([-+]?\d+(?:\.\d*)?)', text)
+  if not found:
+    how = 'say how far it may fall, such as mmlu:ll>=-1.0'
+    raise UserError(f'{text!r} is no guard', 'config.choose.guard', how)
+  return _task(found[1], 'guard'), float(found[2])
+
+
+def _numbers(text: str, number: Callable[[str], Any], where: str) -> list[Any]:
+  try:
+    return [number(part) for part in choose_data.split(text, where)]
+  except ValueError:
+    raise UserError(f'{text!r} are no numbers', where, 'put commas between them') from None
+
+
+def _refuse_same(data: Mapping[str, str], tasks: Sequence[str]) -> None:
+  """Raises UserError where a candidate is the file of a target or guard."""
+  files = {
+    os.path.realpath(re.sub(r':\d+shot$', '', task.removeprefix('custom:'))) for task in tasks
+  }
+  for one in data.values():
+    parts = [one]
+    if choose_data.kind(one) == 'name':
+      parts = list(datasets.parts(one))
+    for part in parts:
+      if os.path.exists(part) and os.path.realpath(part) in files:
+        raise UserError('a target is training data too', one, 'keep them apart')
+
+
+def _prior(config: Any, data: Mapping[str, str], targets: Sequence[str]) -> dict[str, Prior]:
+  """What a table leads to expect of the candidates it has, of the targets it has."""
+  if not config.choose.prior:
+    return {}
+  from sft_jax.analysis import recommend, table
+
+  frame = table.read(config.choose.prior)
+  columns = [c for c in map(_column, targets) if c in table.benchmarks(frame)]
+  if not columns:
+    log.warn(f'{config.choose.prior} has none of the targets: the race starts from nothing')
+    return {}
+  scores = recommend.scores_of(frame, columns, None)
+  found = recommend.recommend(scores, list(data), config.model.name)
+  known = {one.data: Prior(one.mean, one.sd) for one in found if one.known}
+  log.say(f'the table knows {len(known)} of {len(data)} candidates')
+  return known
+
+
+def _column(task: str) -> str:
+  """The column of a table that a task fills where it is asked as published, or its own."""
+  wanted = core.task_names(task)[1][0]
+  reading = wanted.benchmark.readings[wanted.reading]
+  released = getattr(reading, 'released', {})
+  return released[wanted.shots] if wanted.shots in released else wanted.name.replace(':', '-')

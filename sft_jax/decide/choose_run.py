@@ -1,0 +1,349 @@
+"""The runs of a race: every rung a study in the workdir, every run's items read back as scores.
+
+The race decides (`study/race.py`), a study trains and evaluates (`study_run.py`); this turns the
+trials of one into the entries of the other. All is remembered by the studies: the same call goes on
+where it was stopped, and a new candidate runs only what is new. Not for what a config asks
+(`choose_mode.py`) or what is told of a decision (`choose_told.py`).
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from sft_jax.decide import choose_data
+from sft_jax.decide.choose_data import Candidate
+from sft_jax.evals import core, records
+from sft_jax.execution import study_run
+from sft_jax.execution.session import Session
+from sft_jax.study import race_budget
+from sft_jax.study.directory import StudyDirectory
+from sft_jax.study.race import Rules, Trial
+from sft_jax.study.race_budget import Budget, Clock
+from sft_jax.study.race_data import Observation, Scores
+from sft_jax.study.race_evidence import Arm, Prior, Rung
+from sft_jax.utils import io, log
+from sft_jax.utils.errors import Interrupted, UserError
+
+# Points (standard deviation) that a gain on a share of the data moves against the others' until all
+# are used, times the root of that share: 4.5 at a twentieth, the median over models and benchmarks
+# of 1k against 20k examples in the published table.
+_DRIFT = 1.0
+# Of the time that is left, planned with: how long runs take is known only nearly.
+_CAREFUL = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+  """What is to be decided.
+
+  Attributes:
+    data: {candidate: data set, mixture or path}.
+    rules: Targets and guards as in `config.eval.tasks`, and how to decide.
+    rates: Learning rates to try; () takes the config's.
+    sizes: Examples at each rung, growing; 0 are all of a candidate; () chooses.
+    seeds: Runs of an arm at a rung, and at the last.
+    budget: What may be spent.
+    prior: {candidate: expectation}.
+    endpoint: MODEL@URL of a served model to compare with; '' for none.
+  """
+
+  data: Mapping[str, str]
+  rules: Rules
+  budget: Budget
+  rates: Sequence[float] = ()
+  sizes: Sequence[int] = ()
+  seeds: tuple[int, int] = (2, 3)
+  prior: Mapping[str, Prior] = dataclasses.field(default_factory=dict)
+  endpoint: str = ''
+
+
+class Runs:
+  """The runs of a race, done when they are asked for.
+
+  Attributes:
+    names: {task as it was given: its name in records, with everything said}.
+    candidates: What was found of the data, by candidate.
+    rungs: From small to full.
+  """
+
+  def __init__(self, config: Any, wish: Wish, workdir: str):
+    """Reads the data of all candidates; runs nothing.
+
+    Raises:
+      UserError: settings that ask different items of different runs; bad data.
+    """
+    if config.eval.budget_seconds:
+      raise UserError(
+        'runs would be asked different items',
+        'config.eval.budget_seconds',
+        'use config.eval.precision or config.eval.limit',
+      )
+    self._began = time.monotonic()
+    self._wish, self._workdir = wish, workdir
+    asked = dict.fromkeys((*wish.rules.targets, *wish.rules.guards))
+    self.names = {task: _full_name(task) for task in asked}
+    self._config = _shared(config, list(asked))
+    io.require_writable(workdir)
+    self._clock = Clock(workdir)
+    with self._once('read'):
+      place, session = os.path.join(workdir, 'none'), Session()
+      self.candidates = {
+        name: choose_data.look(self.config_of(data), place, session)
+        for name, data in wish.data.items()
+      }
+    self._sizes = list(wish.sizes) or self._default_sizes()
+    self.rungs = self._make_rungs()
+    self._runs: dict[Trial, str] = {}
+    self._paid = 0.0
+
+  @contextlib.contextmanager
+  def _once(self, name: str) -> Iterator[None]:
+    """Counts what is done once before the race; what is only read again counts for nothing."""
+    again = f'{name} is done' in self._clock.notes
+    with self._clock.counting({'again' if again else name: 1.0}):
+      yield
+    self._clock.note(f'{name} is done', 1.0)
+
+  def _default_sizes(self) -> list[int]:
+    full = self._config.data.size
+    most = full or max(one.examples for one in self.candidates.values())
+    least = max(4 * self._config.train.batch_size, 64)
+    return [*(most // part for part in (16, 4) if most // part >= least), full]
+
+  def _make_rungs(self) -> list[Rung]:
+    few, many = self._wish.seeds
+    most = self._sizes[-1] or max(one.examples for one in self.candidates.values())
+    out = []
+    for number, size in enumerate(self._sizes, 1):
+      name = f'{size} examples' if size else 'all examples'
+      if number == len(self._sizes):
+        out.append(Rung(name, many))
+      else:
+        out.append(Rung(name, few, _DRIFT * (most / size) ** 0.5))
+    return out
+
+  def size(self, candidate: str, rung: int) -> int:
+    """`data.size` of a candidate at a rung; 0 where all of it is taken."""
+    size = self._sizes[rung]
+    return size if size < self.candidates[candidate].examples else 0
+
+  def cost(self, arm: Arm, rung: int) -> float:
+    """What a run of an arm at a rung is expected to cost, in the unit of the budget."""
+    about = self.candidates[arm.candidate]
+    examples = (self.size(arm.candidate, rung) or about.examples) * self._config.train.epochs
+    return self._amount(about, examples, examples * about.tokens)
+
+  def _amount(self, about: Candidate, examples: float, tokens: float) -> float:
+    if self._wish.budget.unit == 'examples':
+      return examples
+    if self._wish.budget.unit == 'tokens':
+      return tokens
+    if self._wish.budget.unit == 'flops':
+      return tokens * about.flops_per_token
+    notes = self._clock.notes
+    return notes['seconds-a-run'] + tokens * notes['seconds-a-token']
+
+  def measure(self, arm: Arm) -> float:
+    """The budget of the race itself; of time, what is left after how long a run takes is known.
+
+    How long tells a run of the first rung, the first that is needed anyway.
+    """
+    if self._wish.budget.unit != race_budget.SECONDS:
+      return self._wish.budget.amount
+    if 'seconds-a-token' not in self._clock.notes:
+      trial = Trial(arm, 0, 0)
+      log.say('one run of the first rung, for how long it takes')
+      if not self.evaluate([trial])[trial].scores:
+        what = 'the budget does not reach for a first run'
+        raise UserError(what, 'config.choose.budget', 'give more')
+      self._paid, key = 0.0, self._runs[trial]
+      directory = os.fspath(StudyDirectory(self._rung(0)).run(key))
+      lines = io.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
+      rates = [line['tokens-per-s'] for line in lines if 'tokens-per-s' in line]
+      tokens, total = self._trained(directory), self._clock.seconds[key]
+      training = min(tokens / rates[-1], total) if rates else total / 2
+      # Alone it evaluates the base once more and waits for programs that others will share.
+      fixed = min(total - training, self._clock.seconds['base'])
+      self._clock.move(key, 'alone', total - training - fixed)
+      self._clock.note('seconds-a-run', fixed)
+      self._clock.note('seconds-a-token', training / tokens)
+    return _CAREFUL * (self._wish.budget.amount - self._before())
+
+  def _before(self) -> float:
+    """Seconds that were spent before the race."""
+    return sum(self._clock.seconds.get(name, 0.0) for name in ('read', 'base', 'alone'))
+
+  def entry(self, trial: Trial) -> dict[str, Any]:
+    """The run of a trial, as an entry of a sweep."""
+    data = self._wish.data[trial.arm.candidate]
+    # The first seed is the config's own.
+    first = self._config.train.seeds
+    out = {
+      f'data.{choose_data.kind(data)}': data,
+      'data.size': self.size(trial.arm.candidate, trial.rung),
+      'train.seeds.data': first.data + trial.seed,
+      'train.seeds.init': first.init + trial.seed,
+      'train.seeds.dropout': first.dropout + trial.seed,
+    }
+    return out | ({'train.learning_rate': trial.arm.rate} if trial.arm.rate else {})
+
+  def _rung(self, number: int) -> str:
+    return os.path.join(self._workdir, f'rung-{number}')
+
+  def evaluate(self, trials: Sequence[Trial]) -> dict[Trial, Observation]:
+    """The callback of a race; a run that was given up has no scores, and what it cost."""
+    rung = trials[0].rung
+    place = self._rung(rung)
+    entries = [self.entry(trial) for trial in trials]
+    # A study may grow and may not shrink: what an earlier race ran here stays in it.
+    file = os.path.join(place, 'entries.json')
+    before = io.read_json(file) if os.path.exists(file) else []
+    every = [*before, *(entry for entry in entries if entry not in before)]
+    io.write_json_atomic(file, every)
+    study = study_run.expand(self._config, entries, jax.default_backend())
+    keys = [run.key for run in study.runs]
+    self._runs |= dict(zip(trials, keys, strict=True))
+    directory = StudyDirectory(place)
+    share = {
+      key: float(self.size(trial.arm.candidate, rung) or 1)
+      for trial, key in zip(trials, keys, strict=True)
+      if not directory.settled(key)
+    }
+    if share:
+      arms = ', '.join(dict.fromkeys(trial.arm.candidate for trial in trials))
+      log.say(f'{self.rungs[rung].name}: {len(share)} of {len(trials)} runs to do, of {arms}')
+      self._train(every, place, share)
+    out = {}
+    for trial, key in zip(trials, keys, strict=True):
+      out[trial] = self._observed(trial, key, directory)
+    self._paid += sum(one.cost for one in out.values())
+    return out
+
+  def _train(self, every: Sequence[Any], place: str, share: Mapping[str, float]) -> None:
+    """Works on a rung until all is settled or the time of the budget is over.
+
+    Raises:
+      UserError: no run came to an end.
+      Interrupted: stopped for another reason.
+    """
+    limit = self._config.max_seconds
+    left = limit - (time.monotonic() - self._began) if limit else float('inf')
+    budget = float('inf')
+    if self._wish.budget.unit == race_budget.SECONDS:
+      held = self._clock.seconds
+      begun = sum(held[key] for key in share if key in held)
+      budget = self._wish.budget.amount - self._before() - self._paid - begun
+    config = self._config.copy_and_resolve_references()
+    with config.unlocked():
+      least = min(left, budget)
+      config.max_seconds = max(least, 1e-3) if least < float('inf') else 0.0
+    directory = StudyDirectory(place)
+    began = time.monotonic()
+    try:
+      with self._clock.counting(share):
+        study_run.run(config, every, place)
+    except Interrupted:
+      if budget > left or time.monotonic() - began < budget:
+        raise
+      log.say('the time of the budget is over')
+    except UserError:
+      if not any(directory.finished(key) for key in share):
+        raise
+
+  def _observed(self, trial: Trial, key: str, directory: StudyDirectory) -> Observation:
+    place = os.fspath(directory.run(key))
+    done = directory.finished(key)
+    scores = self._scores(records.read(place)) if done else {}
+    if self._wish.budget.unit == race_budget.SECONDS:
+      seconds = self._clock.seconds
+      return Observation(scores, seconds.get(key, 0.0))
+    about = self.candidates[trial.arm.candidate]
+    if not done:
+      return Observation(scores, 0.0)
+    examples = (self.size(trial.arm.candidate, trial.rung) or about.examples) * float(
+      self._config.train.epochs
+    )
+    return Observation(scores, self._amount(about, examples, self._trained(place)))
+
+  def _trained(self, directory: str) -> float:
+    """Tokens that a finished run was trained on, all epochs."""
+    return float(io.read_jsonl(os.path.join(directory, 'rows.jsonl'))[-1]['train-tokens'])
+
+  def base(self) -> Observation:
+    """Scores of the untrained base on every target and guard."""
+    from sft_jax.execution import evaluate
+
+    place = os.path.join(self._workdir, 'base')
+    with self._once('base'):
+      first = next(iter(self._wish.data.values()))
+      evaluate.evaluate(self.config_of(first), place)
+    return Observation(self._scores(records.read(place)))
+
+  def endpoint(self) -> Observation | None:
+    """Scores of the served model on the targets, each item once."""
+    if not self._wish.endpoint:
+      return None
+    from sft_jax.execution import evaluate
+
+    place = os.path.join(self._workdir, 'endpoint')
+    config = self._config.copy_and_resolve_references()
+    platforms = jax.config.values['jax_platforms']
+    with config.unlocked():
+      config.model.path, config.eval.template = f'endpoint:{self._wish.endpoint}', 'chat'
+      config.eval.tasks = ','.join(self._wish.rules.targets)
+      config.eval.samples = 0
+    try:
+      evaluate.evaluate(config.lock(), place)
+    finally:
+      # That evaluation leaves devices to who serves the model; here they are in use already.
+      jax.config.update('jax_platforms', platforms)
+    targets = [self.names[task] for task in self._wish.rules.targets]
+    return Observation(self._scores(records.read(place), targets))
+
+  def config_of(self, data: str, size: int = 0) -> Any:
+    """The config of a run on some data."""
+    config = self._config.copy_and_resolve_references()
+    with config.unlocked():
+      config.data[choose_data.kind(data)], config.data.size = data, size
+    return config.lock()
+
+  def workdirs(self, arm: Arm, rung: int) -> list[str]:
+    """Of the finished runs of an arm at a rung that were asked for."""
+    directory = StudyDirectory(self._rung(rung))
+    keys = [key for trial, key in self._runs.items() if (trial.arm, trial.rung) == (arm, rung)]
+    return [os.fspath(directory.run(key)) for key in keys if directory.finished(key)]
+
+  def _scores(self, row: records.Row, wanted: Sequence[str] = ()) -> dict[str, Scores]:
+    wanted = wanted or list(self.names.values())
+    if missing := [task for task in wanted if task not in row.tasks]:
+      raise UserError(
+        f'no scores of {missing[0]}', row.name, f'name it in full: {", ".join(sorted(row.tasks))}'
+      )
+    return {task: choose_data.scores(row.tasks[task]) for task in wanted}
+
+
+def _shared(config: Any, tasks: Sequence[str]) -> ConfigDict:
+  """What all runs share: nothing of the race is part of a run."""
+  out = config.copy_and_resolve_references()
+  with out.unlocked():
+    out.eval.tasks = ','.join(tasks)
+    out.data.name = out.data.path = ''
+    out.train.snapshot_at = f'{out.train.epochs:g}'
+    out.export.format = 'none'
+    for name, value in out.choose.items():
+      out.choose[name] = type(value)()
+    out.choose.seeds = out.choose.final_seeds = 1
+  return out
+
+
+def _full_name(task: str) -> str:
+  _, wanted = core.task_names(task)
+  if len(wanted) != 1:
+    raise UserError(f'{task!r} is no target', 'config.choose.target', 'name benchmarks')
+  return wanted[0].name

