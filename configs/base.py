@@ -32,6 +32,9 @@ def get_config() -> ConfigDict:
   config.data.dir = ''
   config.data.format = 'auto'  # Record shape; see FORMATS in sft_jax/data/formats.py.
   config.data.size = 0  # Training records to keep, of a mixture in all; 0 keeps all.
+  # Of these, the share whose responses the base finds most or least likely, or those around the
+  # median: ppl:low:SHARE | ppl:mid:SHARE | ppl:high:SHARE, such as ppl:low:0.5; '' is all.
+  config.data.select = ''
   config.data.template = 'study'  # study | chat (the model's own chat template).
   config.data.loss_on = 'response'  # response | all
   config.data.heldout_share = 0.1  # Share held out by content hash, for perplexity.

@@ -16,6 +16,7 @@ from typing import Any
 
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets, hub_sets, readers
+from sft_jax.decide import choose_mode
 from sft_jax.evals import core, lm_eval_tasks
 from sft_jax.evals.files import HubFiles, Listing, LocalFiles
 from sft_jax.evals.questions import Wanted
@@ -69,14 +70,18 @@ def fetch(config: Any, entries: Sequence[Mapping[str, Any]] | None = None) -> No
   """Brings everything `config` needs.
 
   Args:
-    config: Of a run, or what the runs of a study share.
-    entries: The runs of a study as overrides; None for a single run.
+    config: Of a run, of a race, or what the runs of a study share.
+    entries: The runs of a study as overrides; None for a single run or a race.
 
   Raises:
     UserError: a bad config, no access, no connection, no space; one line says which.
     Interrupted: by a signal; what arrived is kept.
   """
-  study = study_run.expand(config, entries, 'cpu') if entries is not None else None
+  runs = None
+  if entries is not None:
+    runs = [run.config for run in study_run.expand(config, entries, 'cpu').runs]
+  elif config.choose.data or config.choose.target:
+    config, runs = choose_mode.reads(config)
   with _stoppable():
     others, wanted = core.task_names(config.eval.tasks)
     for name in others:
@@ -84,7 +89,7 @@ def fetch(config: Any, entries: Sequence[Mapping[str, Any]] | None = None) -> No
         log.warn(f'{name}: lm_eval itself fetches its data, when it first runs')
     if config.eval.data_dir:
       _read(wanted, config.eval.data_dir)
-    wants = needs(config, [run.config for run in study.runs] if study else None)
+    wants = needs(config, runs)
     items = [_looked_up(need, config.cache_dir) for need in wants]
     for item in items:
       head, *rest = item.told
@@ -119,7 +124,7 @@ def needs(config: Any, runs: Sequence[Any] | None = None) -> list[Need]:
 
   Args:
     config: As in `fetch`.
-    runs: The configs of a study's runs; None for a single run.
+    runs: The configs of the runs of a study or race; None for a single run.
 
   Raises:
     UserError: a value of the config that no run would take; benchmarks that the hub does not have.

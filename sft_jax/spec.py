@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from sft_jax.settings import SETTINGS
-from sft_jax.utils import mixture
+from sft_jax.utils import mixture, select
 from sft_jax.utils.errors import UserError
 
 # Bumped by hand when a change of ours alters the numbers a run produces.
@@ -51,6 +51,7 @@ FACTORS: dict[str, Factor] = {
   'data_path': Factor('data.path', 'data-path', 'run'),
   'data_format': Factor('data.format', 'data-format', 'run'),
   'data_size': Factor('data.size', 'data_size', 'run', low=0),
+  'data_select': Factor('data.select', 'data-select', 'run'),
   'template': Factor('data.template', 'template', 'run', ('study', 'chat')),
   'loss_on': Factor('data.loss_on', 'loss-on', 'run', ('response', 'all')),
   'heldout_share': Factor('data.heldout_share', 'heldout-share', 'run', low=0),
@@ -108,6 +109,7 @@ class RunSpec:
   data_path: str
   data_format: str
   data_size: int
+  data_select: str
   template: str
   loss_on: str
   heldout_share: float
@@ -144,7 +146,20 @@ class RunSpec:
     unused = set(() if self.method == 'lora' else _LORA_ONLY)
     if self.rounding == 'stochastic':
       unused.discard('seed_init')  # it seeds the rounding too
+    if not self.data_select:
+      unused.add('data_select')  # runs on all examples are what they were before there was a choice
     return {k: v for k, v in values.items() if k not in unused}
+
+  @property
+  def selection(self) -> select.Selection | None:
+    """Which of the examples are trained on; None for all."""
+    return select.parse(self.data_select)
+
+  @property
+  def planned_size(self) -> int:
+    """Examples to train on as far as factors tell: 0 for all there are."""
+    chosen = self.selection
+    return chosen.count(self.data_size) if chosen and self.data_size else self.data_size
 
 
 def from_config(config: Any, backend: str) -> RunSpec:
@@ -164,6 +179,8 @@ def from_config(config: Any, backend: str) -> RunSpec:
       value = 'float32' if backend == 'cpu' else 'bfloat16'
     if field == 'data_name':
       value = mixture.canonical(value)
+    if field == 'data_select':
+      value = select.canonical(value)
     values[field] = _checked(factor, value)
   spec = RunSpec(**values)
   _check_together(spec)

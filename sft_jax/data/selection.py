@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sft_jax.data.formats import Record
 from sft_jax.utils.errors import UserError
+from sft_jax.utils.select import Selection
 
 
 def first_turns(record: Record, turns: int) -> Record:
@@ -56,3 +57,14 @@ def choose(records: Sequence[Record], size: int, seed: int, where: str = '') -> 
     )
   ranked = sorted(usable, key=lambda item: (_draw(f'{seed}/{item[1].key}'), item[0]))
   return [record for _, record in sorted(ranked[:size], key=lambda item: item[0])]
+
+
+def by_rank(values: Sequence[float], selection: Selection) -> list[int]:
+  """Indices, ascending, of the values at one end, or around the median, of their order.
+
+  Of equal values those that come first count as lower.
+  """
+  count = selection.count(len(values))
+  ranked = sorted(range(len(values)), key=lambda index: (values[index], index))
+  start = {'low': 0, 'mid': (len(values) - count) // 2, 'high': len(values) - count}[selection.end]
+  return sorted(ranked[start : start + count])

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets
-from sft_jax.decide import choose_data, choose_told
+from sft_jax.decide import choose_data, choose_run, choose_told
 from sft_jax.decide.choose_run import Runs, Wish
 from sft_jax.decide.choose_told import Outcome
 from sft_jax.evals import core
@@ -86,6 +86,17 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
       'give more: the same command goes on from what is done',
     )
   return Outcome(decision, one, runs, endpoint)
+
+
+def reads(config: Any) -> tuple[Any, list[Any]]:
+  """What a race reads from elsewhere: what its runs share, and the config of one run a candidate.
+
+  Raises:
+    UserError: see `wish_of`.
+  """
+  wish = wish_of(config)
+  common = choose_run.shared(config, [*wish.rules.targets, *wish.rules.guards])
+  return common, [choose_run.with_data(common, data) for data in wish.data.values()]
 
 
 def wish_of(config: Any) -> Wish:

@@ -50,6 +50,7 @@ class Data:
   Attributes:
     train: Examples to train on.
     train_records: The records behind them, and those that were dropped.
+    records_of: Of each example to train on, which of `train_records` it is.
     heldout: Examples held out by content hash.
     heldout_records: The records behind them, as far as they are conversations.
     audit: Report on all of it.
@@ -59,6 +60,7 @@ class Data:
 
   train: list[Example]
   train_records: list[Record]
+  records_of: list[int]
   heldout: list[Example]
   heldout_records: list[Record]
   audit: audit.Audit
@@ -142,14 +144,16 @@ def load_data(
   )
   report.check()
   measured = tokenize.without(heldout_records, heldout_dropped)
+  gone = {id(item.record) for item in dropped}
   return Data(
     train=train,
     train_records=train_records,
+    records_of=[i for i, record in enumerate(train_records) if id(record) not in gone],
     heldout=heldout,
     heldout_records=[record for record in measured if record.messages],
     audit=report,
     name=mixture.table_name(spec.data_name) or _data_name(spec.data_path),
-    fingerprint=_fingerprint(train, heldout),
+    fingerprint=fingerprint(train, heldout),
   )
 
 
@@ -160,7 +164,8 @@ def load_prepared(directory: str, load: Callable[[], Data]) -> Data:
     data = load()
     examples = {'train': data.train, 'heldout': data.heldout}
     records = {'train': data.train_records, 'heldout': data.heldout_records}
-    values = {'name': data.name, 'fingerprint': data.fingerprint}
+    names = ('name', 'fingerprint', 'records_of')
+    values = {name: getattr(data, name) for name in names}
     prepared.save(directory, prepared.Prepared(examples, records, data.audit, values))
     # What is mapped from files is shared with other processes.
     held = prepared.load(directory)
@@ -172,8 +177,7 @@ def load_prepared(directory: str, load: Callable[[], Data]) -> Data:
     heldout=list(held.examples['heldout']),
     heldout_records=list(held.records['heldout']),
     audit=held.audit,
-    name=held.values['name'],
-    fingerprint=held.values['fingerprint'],
+    **held.values,
   )
 
 
@@ -189,7 +193,7 @@ def stamp(path: str) -> list[Any]:
 
 def no_data(tokenizer: Any, template: str) -> Data:
   """Of an evaluation that needs none."""
-  return Data([], [], [], [], audit.audit([], [], [], [], [], tokenizer, template), '', '')
+  return Data([], [], [], [], [], audit.audit([], [], [], [], [], tokenizer, template), '', '')
 
 
 def contents(model: Model, data: Data, template: str) -> spec_lib.Contents:
@@ -208,7 +212,8 @@ def contents(model: Model, data: Data, template: str) -> spec_lib.Contents:
   )
 
 
-def _fingerprint(train: Sequence[Example], heldout: Sequence[Example]) -> str:
+def fingerprint(train: Sequence[Example], heldout: Sequence[Example]) -> str:
+  """Hash of all token ids and loss weights, and of which examples are held out."""
   digest = hashlib.sha256(len(train).to_bytes(8, 'little'))
   for example in (*train, *heldout):
     digest.update(len(example).to_bytes(8, 'little'))

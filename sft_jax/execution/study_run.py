@@ -223,6 +223,7 @@ def _work(study: plan.Study, config: Any, workdir: str, stop: contract.Stop, *, 
       files=_files(study),
       options=_options(study, config, workdir, wait),
     )
+    log.say(f'{together.programs} train programs compiled in this process')
 
 
 def _spread(

@@ -32,6 +32,11 @@ class Together:
     self._session = Session(os.fspath(self._place.path / 'prepared'))
     self._told = 0
 
+  @property
+  def programs(self) -> int:
+    """Train programs that were compiled so far."""
+    return self._session.traces
+
   @contextlib.contextmanager
   def leading(self) -> Iterator[None]:
     """Context in which process 0 leads; the others hear of its end."""

@@ -191,12 +191,15 @@ class TrainStep:
 
   def _lane_gradients(self, base, state: TrainState, part, owner: Array, carry: tuple) -> tuple:
     """Adds what each lane of a microbatch says to the run it belongs to."""
-    of_lanes = lambda tree: jax.tree.map(lambda x: x[owner], tree)
-    keys = jax.vmap(self._dropout, (0, None))(state.dropout_seed[owner], state.step)
+    alone = owner.size == 1
+    of_lanes = lambda tree: tree if alone else jax.tree.map(lambda x: x[owner], tree)
+    keys = jax.vmap(self._dropout, (0, None))(of_lanes(state.dropout_seed), state.step)
     lanes = (of_lanes(state.trained), of_lanes(state.hypers), part, keys)
     over_lanes = jax.vmap(self._value_and_grad, (None, 0, 0, 0, 0), axis_name=LANES)
     (mean, correct), grads = over_lanes(base, *lanes)
     found = (mean, correct, grads)
+    if alone:
+      return jax.tree.map(jnp.add, carry, found)
 
     # One after another: a scatter that adds is not deterministic on every device, and so the sum of
     # a run does not depend on what is beside it.

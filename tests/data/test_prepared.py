@@ -28,7 +28,7 @@ def same(got, want):
         np.testing.assert_array_equal(x, y) if isinstance(y, np.ndarray) else None
         assert isinstance(y, np.ndarray) or x == y
         assert getattr(x, 'dtype', None) == getattr(y, 'dtype', None)
-  for field in ('train_records', 'heldout_records', 'audit', 'name', 'fingerprint'):
+  for field in ('train_records', 'records_of', 'heldout_records', 'audit', 'name', 'fingerprint'):
     assert getattr(got, field) == getattr(want, field), field
 
 
@@ -41,7 +41,7 @@ def test_comes_back_as_it_was(data, tmp_path):
   same(inputs.load_prepared(place, lambda: data), data)
   again = inputs.load_prepared(place, refuse)
   same(again, data)
-  assert inputs._fingerprint(again.train, again.heldout) == data.fingerprint
+  assert inputs.fingerprint(again.train, again.heldout) == data.fingerprint
   assert isinstance(again.train[0].ids.base, np.memmap) or isinstance(
     again.train[0].ids.base.base, np.memmap
   )
