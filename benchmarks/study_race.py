@@ -80,14 +80,13 @@ def prepare(data: Path, work: Path, count: int, scored: int) -> None:
   )
 
 
-def ours(work: Path, round_: int) -> dict[str, Any]:
-  """The whole study by one command; nothing compiled before."""
-  workdir, cache = work / f'ours-{round_}', work / f'cache-{round_}'
+def settings(work: Path, cache: Path) -> dict[str, Any]:
+  """What our study changes of `configs/sft.py:lora`."""
   paths = ','.join(str(work / f'{name}.jsonl') for name in SETS)
-  settings = {
-    'model.path': work / 'base',
+  return {
+    'model.path': str(work / 'base'),
     'study.grid': f'path={paths}',
-    'cache_dir': cache,
+    'cache_dir': str(cache),
     'data.template': 'chat',
     'data.heldout_share': 0.0,
     'train.epochs': float(EPOCHS),
@@ -106,10 +105,15 @@ def ours(work: Path, round_: int) -> dict[str, Any]:
     'log.tensorboard': False,
     'checkpoint.every_seconds': 0.0,
   }
+
+
+def ours(work: Path, round_: int) -> dict[str, Any]:
+  """The whole study by one command; nothing compiled before."""
+  workdir, cache = work / f'ours-{round_}', work / f'cache-{round_}'
   command = [sys.executable, '-m', 'sft_jax.main', '--config=configs/sft.py:lora']
   command += [
     f'--workdir={workdir}',
-    *(f'--config.{key}={value}' for key, value in settings.items()),
+    *(f'--config.{key}={value}' for key, value in settings(work, cache).items()),
   ]
   seconds = _timed(command, work / f'ours-{round_}.log')
   rows = [

@@ -58,7 +58,7 @@ def give_snapshots(
   """Asks benchmarks of several runs at once, where their questions are the same.
 
   Tasks on data of a run's own, and those whose questions depend on earlier answers, are left to
-  each run. Numbers of runs are rounded up to powers of two, so that few programs are compiled.
+  each run. Numbers of runs are rounded up a little, so that few programs are compiled.
 
   Args:
     due: Slots and evaluations of runs with a snapshot.
@@ -78,7 +78,7 @@ def give_snapshots(
     if len(group) < 2:
       continue
     slots = [slot for slot, _, _ in group]
-    more = (1 << (len(group) - 1).bit_length()) - len(group)
+    more = _rounded(len(group)) - len(group)
     _, scoring, first = group[0]
     scoring.go_on()
     subject = dataclasses.replace(subject_of(slots + slots[-1:] * more), check=scoring.go_on)
@@ -89,6 +89,12 @@ def give_snapshots(
       # Of a run whose scores are no numbers its own evaluation will tell, from the same answers.
       with contextlib.suppress(Diverged):
         one.put(task, step, core.split(task.scores(*result)))
+
+
+def _rounded(runs: int) -> int:
+  """So many or up to a quarter more: one of four numbers between a power of two and the next."""
+  part = max(1, (1 << (runs - 1).bit_length()) // 8)
+  return -(-runs // part) * part
 
 
 def _name(task: core.Task) -> Hashable | None:
