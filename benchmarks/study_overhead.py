@@ -86,7 +86,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--data', default=str(default))
   parser.add_argument('--records', type=int, default=32, help='records of each set')
-  parser.add_argument('--scored', type=int, default=10, help='questions of each of six subjects')
+  parser.add_argument('--scored', type=int, default=24, help='questions of each evaluation')
   parser.add_argument('--out', default='')
   args = parser.parse_args()
   found = measure(Path(args.data), args.records, args.scored)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from sft_jax.evals.answers import Answers
+from sft_jax.evals.asking import scored, written
 from sft_jax.evals.generation import Request
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
-from sft_jax.evals.suite import scored, written
 from sft_jax.utils.errors import UserError
 
 _NEW = 256  # lm-eval's own default of new tokens
@@ -157,7 +157,8 @@ def make(
     max_length: Window in tokens; 0 for the model's own.
     tokens_per_batch: Tokens on all devices at once.
     slots: Texts that are written at once.
-    answers: What it has answered before, and where new answers go; None keeps none.
+    answers: What it has answered before, and where new answers go; None remembers them as
+      long as this model lives.
   """
   from lm_eval.api.model import TemplateLM
 
