@@ -4,7 +4,7 @@ Writes a synthetic bfloat16 checkpoint of Llama shape (8 GB by default) into a t
 then loads it in fresh processes: on one device, over a mesh of 8 fake devices, and as one of two
 processes that own half of such a mesh each. Memory is the kernel's high-water mark less what the
 process held before loading; bytes are those the safetensors library was asked for, and, where the
-kernel counts them, those it read. `--out` writes the figures as JSON.
+kernel counts them, those it read. `--out` writes the figures.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY_BAR, BYTES_BAR = 1.15, 1.1
@@ -168,18 +170,23 @@ def main() -> None:
       for devices, count in ((1, 1), (8, 1), (8, 2))
       for row in run(Path(scratch), devices, count)
     ]
-  print(f'{size / 1e9:.2f} GB of bfloat16 parameters, {platform.machine()}')
-  print('| devices | processes | own GB | peak memory / own | bytes asked / own | seconds |')
-  print('|---|---|---|---|---|---|')
+  lines = [
+    f'{size / 1e9:.2f} GB of bfloat16 parameters, {os.cpu_count()} cores, {platform.machine()}.',
+    '',
+    '| devices | processes | own GB | peak memory / own | bytes asked / own | seconds | bars |',
+    '|---|---|---|---|---|---|---|',
+  ]
   for row in rows:
     met = row['memory-ratio'] <= MEMORY_BAR and row['bytes-asked-ratio'] <= BYTES_BAR
-    print(
+    lines.append(
       f'| {row["devices"]} | {row["processes"]} | {row["own-bytes"] / 1e9:.2f} '
       f'| {row["memory-ratio"]:.3f} | {row["bytes-asked-ratio"]:.3f} | {row["seconds"]:.0f} '
       f'| {"met" if met else "MISSED"} |'
     )
-  if args.out:
-    Path(args.out).write_text(json.dumps({'bytes': size, 'rows': rows}, indent=1) + '\n')
+  print('\n'.join(lines))
+  command = ' '.join(['python -m benchmarks.load', *sys.argv[1:]])
+  title = ['# Memory and bytes of loading', '', f'`{command}`', '']
+  report.write(args.out, [*title, *lines], {'bytes': size, 'rows': rows})
 
 
 if __name__ == '__main__':

@@ -6,14 +6,16 @@ int8 within 1 % of the base as it is, in perplexity and end loss.
 """
 
 import argparse
-import json
 import math
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BAR = 0.01
@@ -78,22 +80,28 @@ def main() -> None:
     rows = [measure(kind, args, scratch) for kind in ('none', 'int8', 'int4')]
   plain = rows[0]
   exact = plain['logprobs']
-  print(f'{plain["texts"]} texts of {plain["tokens"]} tokens; {plain["steps"]} steps of LoRA')
-  print('| base | perplexity | change | mean abs Δ log-prob | end loss | change | bar ≤ 1 % |')
-  print('|---|---|---|---|---|---|---|')
+  lines = [
+    f'{plain["texts"]} texts of {plain["tokens"]} tokens; {plain["steps"]} steps of LoRA. '
+    'The bar is for int8.',
+    '',
+    '| base | perplexity | change | mean abs Δ log-prob | end loss | change | bar ≤ 1 % |',
+    '|---|---|---|---|---|---|---|',
+  ]
   for row in rows:
     row['ppl-change'] = row['ppl'] / plain['ppl'] - 1
     row['loss-change'] = row['end-loss'] / plain['end-loss'] - 1
     row['logprob-distance'] = float(np.abs(row.pop('logprobs') - exact).mean())
     met = max(abs(row['ppl-change']), abs(row['loss-change'])) <= BAR
-    print(
+    lines.append(
       f'| {row["kind"]} | {row["ppl"]:.3f} | {row["ppl-change"]:+.2%} '
       f'| {row["logprob-distance"]:.4f} | {row["end-loss"]:.4f} | {row["loss-change"]:+.2%} '
       f'| {verdict(row["kind"], met)} |'
     )
     assert math.isfinite(row['end-loss'])
-  if args.out:
-    Path(args.out).write_text(json.dumps(rows, indent=1) + '\n')
+  print('\n'.join(lines))
+  command = ' '.join(['python -m benchmarks.quantized', *sys.argv[1:]])
+  title = ['# What an integer base costs', '', f'`{command}`', '']
+  report.write(args.out, [*title, *lines], rows)
 
 
 if __name__ == '__main__':

@@ -50,7 +50,11 @@ def prepare(data: Path, place: Path) -> tuple[Path, list[Path], Path]:
   for name, (file, first) in SETS.items():
     records = formats.read_records(str(data / 'train' / file), limit=first + 64)[first:]
     path = place / f'{name}.jsonl'
-    rows = [{'messages': list(record.messages[:2])} for record in records]
+    # The window is short, and the tokens of a tiny tokenizer are little more than letters.
+    rows = [
+      {'messages': [{**one, 'content': one['content'][:50]} for one in record.messages[:2]]}
+      for record in records
+    ]
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     paths.append(path)
   everything = place / 'everything.jsonl'
@@ -67,7 +71,7 @@ def prepare(data: Path, place: Path) -> tuple[Path, list[Path], Path]:
     if len({text[:30] for text in row['choices']['text']}) == len(row['choices']['text'])
   ]
   questions.write_text(''.join(json.dumps(row) + '\n' for row in asked[:24]))
-  base = place / 'pretrained' / 'export'
+  base = place / 'pretrained' / 'export' / 'hf'
   if not base.exists():
     write_tiny_llama(place / 'llama')
     config = _config(place / 'llama', everything)

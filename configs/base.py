@@ -109,6 +109,12 @@ def get_config() -> ConfigDict:
   config.eval.samples = 0  # Held-out prompts answered by the base and by each snapshot.
   config.eval.max_new_tokens = 96
   config.eval.tokens_per_batch = 4096
+  # --mode=eval: score the base with parts of what was trained into it: bands of layers FIRST-LAST
+  # (from 0, the last included) between commas, or how many bands of about equal size; '' scores
+  # the model as it is.
+  config.eval.graft = ''
+  # The base of config.model.path, where that is a whole model and no run: a path as there.
+  config.eval.graft_base = ''
 
   # --mode=compare: two rows, as DIR or DIR@STEP (a number, base, best, last): the workdirs of runs
   # or evaluations.
@@ -180,8 +186,8 @@ def get_config() -> ConfigDict:
   # --mode=choose: which of several data sets to train on, by a race within a budget. All else
   # (model, method, epochs, config.data.size at full size) is as in a run.
   config.choose = ConfigDict()
-  # Candidates, between commas: data sets, mixtures or files as in config.data; one with a comma in
-  # it stands in single quotes.
+  # Candidates, between commas: data sets, mixtures or files as in config.data, whole or, as in
+  # lima#500, at most so many records; one with a comma in it stands in single quotes.
   config.choose.data = ''
   # What is to be improved, between commas: benchmarks as in config.eval.tasks, or a file of your
   # own.

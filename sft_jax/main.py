@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError('no config', '--config', 'for example --config=configs/quickstart.py')
   if not _WORKDIR.value and _MODE.value not in _WITHOUT_WORKDIR:
     raise UserError('no workdir', '--workdir', 'for example --workdir=runs/first')
-  from sft_jax.utils import caches, io, log
+  from sft_jax.utils import caches, io, log, words
 
   if _CACHE.value:
     if _CONFIG.value is not None and _CONFIG.value.cache_dir:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     print(io.to_json(outcome), flush=True)
   if _MODE.value == 'doctor' and outcome['failed']:
     raise UserError(
-      f'{len(outcome["failed"])} of {len(outcome["checks"])} checks failed',
+      f'{len(outcome["failed"])} of {words.count(len(outcome["checks"]), "check")} failed',
       ', '.join(outcome['failed']),
       'mend them as said above',
     )
@@ -105,7 +105,22 @@ def _entries(config: Any) -> list[dict[str, Any]] | None:
 def _plan(config: Any, workdir: str) -> dict[str, Any]:
   from sft_jax.execution import study_run
 
-  return study_run.plan_mode(config, _entries(config) or [{}], workdir)
+  return study_run.plan_mode(config, _entries(config) or [{}], workdir, _command(sys.argv))
+
+
+def _command(argv: Sequence[str]) -> list[str]:
+  """The words that run what a command line plans."""
+  name = os.path.basename(argv[0])
+  kept = [name] if name == 'sft-jax' else ['python', '-m', 'sft_jax.main']
+  at = 1
+  while at < len(argv):
+    if re.match(r'--?(mode|config\.plan\.\w+)(=|$)', argv[at]):
+      # Its value may be a word of its own.
+      at += '=' not in argv[at] and at + 1 < len(argv) and not argv[at + 1].startswith('-')
+    else:
+      kept.append(argv[at])
+    at += 1
+  return kept if _argument(argv, 'workdir') else [*kept, '--workdir=WORKDIR']
 
 
 def _status(config: Any, workdir: str) -> dict[str, Any]:
@@ -216,6 +231,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  # The config has to come before the flags that change it; ml_collections looks in sys.argv too.
+  sys.argv[:] = _config_first(sys.argv)
   argv = _with_config(argv)
   if config := _argument(argv, 'config'):
     config_file.check_values(config_file.load_config(config), config)
@@ -247,8 +264,18 @@ def _argument(argv: Sequence[str], name: str) -> str:
   return ''
 
 
+def _config_first(argv: Sequence[str]) -> list[str]:
+  """The command line with its first --config before all other flags."""
+  for i, arg in enumerate(argv):
+    if found := re.fullmatch(r'--?config(=.*)?', arg, re.DOTALL):
+      end = i + 1 if found[1] else i + 2
+      return [*argv[:1], *argv[i:end], *argv[1:i], *argv[end:]]
+  return [*argv]
+
+
 def _with_config(argv: Sequence[str]) -> list[str]:
-  """The command line with the config found where it lies, or the base where none is needed."""
+  """The command line with the config first, and where it lies; the base where none is needed."""
+  argv = _config_first(argv)
   given = _argument(argv, 'config')
   if not given:
     usual = _argument(argv, 'mode') in _WITH_USUAL_CONFIG

@@ -105,24 +105,33 @@ def make_row(
   return row | {column: value for column, value in scores.items() if column not in row}
 
 
-def comparison(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-  """Lines of a table: each score before training and at each snapshot, and its change.
+def comparison(rows: Sequence[Row], columns: Sequence[str], most: int = 4) -> list[str]:
+  """Lines of a table: each score before training and at snapshots, and its change.
 
   Args:
     rows: Rows of one run, the base's first.
     columns: Score columns to show, where present.
+    most: Snapshots to show, the last ones; a column of … stands for those before.
   """
+  left_out = len(rows) > 1 + most
+  rows = [*rows[:1], *rows[1:][-most:]]
   columns = [c for c in columns if any(c in row for row in rows)]
   if not rows or not columns:
     return []
   heads = ['base' if row['step'] == 0 else f'epoch {row["epoch"]:g}' for row in rows]
   width = max(len(c) for c in columns)
   cells = [[_number(row, c) for row in rows] for c in columns]
-  lines = [' ' * width + ''.join(f'  {head:>10}' for head in heads) + '      change']
+  lines = [_line('', heads, 'change', width, left_out)]
   for column, values in zip(columns, cells, strict=True):
-    shown = ''.join(f'  {value:>10.2f}' for value in values)
-    lines.append(f'{column:<{width}}{shown}  {values[-1] - values[0]:>+10.2f}')
+    shown = [f'{value:.2f}' for value in values]
+    lines.append(_line(column, shown, f'{values[-1] - values[0]:+.2f}', width, left_out))
   return lines
+
+
+def _line(name: str, cells: Sequence[str], change: str, width: int, left_out: bool) -> str:
+  """A line of the table; where snapshots are left out, … after the base's cell."""
+  first, *others = (f'  {cell:>10}' for cell in (*cells, change))
+  return f'{name:<{width}}{first}{"  …" * left_out}{"".join(others)}'
 
 
 def _number(row: Row, column: str) -> float:

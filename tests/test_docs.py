@@ -200,7 +200,7 @@ def test_one_room_in_another_library(small_model, tmp_path):
   code = code.replace('HuggingFaceTB/SmolLM2-135M-Instruct', str(small_model))
   (tmp_path / 'rooms.py').write_text(code)
   out = call(tmp_path, 'python rooms.py', PYTHONPATH=str(REPOSITORY))
-  assert "'my_eval-0shot" in out and '4 runs in 1 cohorts' in out, out
+  assert "'my_eval-0shot" in out and '4 runs in 1 cohort' in out, out
   assert '4 runs done, 4 rows' in out and 's at least' in out, out
 
 

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from sft_jax import fetch
+from sft_jax.decide import choose_mode
 from sft_jax.evals.benchmarks import BENCHMARKS
 from sft_jax.evals.files import Listing
 from sft_jax.models import hub as hub_models
@@ -563,6 +564,33 @@ def test_all_that_the_runs_of_a_study_need(server, tiny_files, model_files, tmp_
   config = tiny.config('org/tiny', '')
   with pytest.raises(UserError, match=r'entry 2: data.path=x.jsonl, train.learning_rate=-1'):
     fetch.fetch(config, [sweep[0], {'data.path': 'x.jsonl', 'train.learning_rate': -1.0}])
+  assert not server.requests
+
+
+def test_all_that_a_race_needs(server, tiny_files, tmp_path, said):
+  server.add('dataset', 'org/sums', {'a.jsonl': tiny_files[1].read_bytes()})
+  bench = tmp_path / 'mine.jsonl'
+  bench.write_text('{"question": "one and one?", "answer": "2"}\n')
+  race = {'data': f'hf:org/sums/a.jsonl,{tiny_files[1]}', 'target': str(bench), 'budget': '1h'}
+  changes = {f'choose__{key}': value for key, value in race.items()}
+  config = tiny.config('org/tiny', '', choose__guard='gsm8k:4shot>=-1', **changes)
+  listed = [(need.what, need.path) for need in fetch.needs(*choose_mode.reads(config))]
+  assert listed[:3] == [
+    ('model', 'org/tiny'),
+    ('data', 'hf:org/sums/a.jsonl'),
+    ('data', str(tiny_files[1])),
+  ]
+  assert ('benchmark', 'hf:openai/gsm8k:main@test') in listed
+  config.choose.guard = ''
+  fetch.fetch(config.lock())
+  assert said().count('org/tiny: commit') == said().count('hf:org/sums/a.jsonl: commit') == 1
+  assert (snapshot_of().directory / 'model.safetensors').is_file() and server.gets('a.jsonl') == 1
+  assert 'mine:0shot:gen: 1 questions' in said()
+  # What no race would take is refused first.
+  server.forget()
+  config = tiny.config('org/tiny', '', **changes | {'choose__data': 'lima'})
+  with pytest.raises(UserError, match='one candidate is no choice'):
+    fetch.fetch(config.lock())
   assert not server.requests
 
 

@@ -38,6 +38,7 @@ EDGES = {
   'execution.workdir': 'utils spec results',
   'execution.summary': 'utils spec results .workdir',
   'execution.inputs': 'utils spec data models',
+  'execution.selected': 'utils spec data evals train.loop .inputs',
   'execution.evaluation': 'utils data.tokenize data.formats data.overlap evals',
   'execution.bases': 'utils .inputs models',
   # What runs of one process share.
@@ -51,15 +52,18 @@ EDGES = {
   'execution.delta_export': 'utils models study.delta',
   'execution.job': (
     'utils spec results parallel data models train evals .workdir .summary .inputs .scoring '
-    '.session .program .cohort .delta_export'
+    '.session .program .cohort .delta_export .selected'
   ),
   'execution.driver': (
     'utils results data.loader train .scoring .session .cohort .place .joint .job'
   ),
   'execution.runner': 'utils spec results train .workdir .summary .session .job .driver',
   'execution.opened': 'utils spec parallel models train evals .workdir .inputs .program',
+  'execution.graft': 'utils evals',
+  'execution.probed': 'utils evals .inputs .opened',
   'execution.evaluate': (
-    'utils spec results parallel models train evals .workdir .inputs .scoring .runner .opened'
+    'utils spec results parallel models train evals .workdir .inputs .scoring .runner .opened '
+    '.session .graft'
   ),
   'execution.study_sizes': 'utils parallel.mesh data models .session study',
   # Processes of one program: the first leads through a study.
@@ -68,14 +72,20 @@ EDGES = {
     '.study_together .study_sizes utils ahead parallel.mesh parallel.topology data.datasets '
     'evals.core train.loop .session .runner study'
   ),
-  'fetch': 'utils spec data models evals execution.study_run',
+  'fetch': 'utils spec data models evals execution.study_run decide.choose_mode',
   'decide.choose_data': 'utils data.readers evals study train.loop execution.session execution.job',
+  'decide.choose_wish': 'utils evals.core study .choose_data',
   'decide.choose_run': (
-    'utils evals .choose_data execution.session execution.evaluate execution.study_run study'
+    'utils evals .choose_data .choose_wish execution.session execution.evaluate '
+    'execution.study_run study'
   ),
-  'decide.choose_told': 'utils config_file data.datasets evals study .choose_data .choose_run',
+  'decide.choose_told': (
+    'utils config_file data.licences evals execution.study_sizes study .choose_data .choose_run '
+    '.choose_wish'
+  ),
   'decide.choose_mode': (
-    'utils spec data.datasets evals study analysis train.loop .choose_data .choose_run .choose_told'
+    'utils spec data.datasets evals study analysis train.loop .choose_data .choose_run '
+    '.choose_told .choose_wish'
   ),
   'decide.recommend_mode': (
     'utils spec analysis evals .choose_data execution.inputs execution.opened'

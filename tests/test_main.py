@@ -202,6 +202,11 @@ def test_starting_again_does_nothing_and_says_so(finished, tiny_files, tmp_path,
   if method == 'lora':
     answer = tiny.read_jsonl(workdir / 'samples' / 'samples-8.jsonl')[0]
     assert answer['prompt'] in said() and ' | after' in said()
+  # What is not there is not told of, and nobody is advised to do what was just done.
+  told = next(line for line in said().splitlines() if line.startswith('All of it'))
+  assert all((copy / name.strip(' .')).exists() for name in told.partition(': ')[2].split(','))
+  assert ('samples/' in told) == (method == 'lora') and 'rows.jsonl' in told
+  assert 'train on your own file' not in said()
 
 
 def test_export_needs_a_format_and_kept_weights(full_run, tiny_files, tmp_path):
@@ -511,6 +516,22 @@ def test_a_bad_config_file_exits_2_in_one_line(tmp_path):
   )  # fmt: skip
   assert done.returncode == 2 and not done.stdout
   assert re.fullmatch(rf'error: unknown config key .* \({path}:6\) — did .*\n', done.stderr)
+
+
+def test_flags_may_stand_in_any_order_and_a_plan_names_the_command():
+  code = (
+    'import sys; from sft_jax import main; rest = main.parse_flags(sys.argv)\n'
+    'print(main._CONFIG.value.train.epochs, main._MODE.value, len(rest), main._command(sys.argv))'
+  )
+  given = ['--config.train.epochs=7', '--mode=plan', '--config', 'configs/base.py']
+  given += ['--config.plan.search', '2', '--config.plan.topology=h100:1', '--config.data.name=a b']
+  done = subprocess.run(
+    [sys.executable, '-c', code, *given], cwd=REPOSITORY, env=environment(), capture_output=True,
+    text=True, timeout=100,
+  )  # fmt: skip
+  kept = ['--config', 'configs/base.py', '--config.train.epochs=7', '--config.data.name=a b']
+  command = ['python', '-m', 'sft_jax.main', *kept, '--workdir=WORKDIR']
+  assert done.stdout == f'7.0 plan 1 {command}\n', done.stderr
 
 
 @pytest.mark.parametrize(

@@ -37,3 +37,8 @@ def test_comparison_shows_the_change():
   assert head.split() == ['base', 'epoch', '1', 'change']
   assert line.split() == ['a', '1.00', '3.50', '+2.50']
   assert results.comparison(rows, ['absent']) == []
+  # Of more, the last ones, and the gap is seen.
+  rows += [row(step, a=float(step)) for step in (20, 30, 40, 50)]
+  head, line = results.comparison(rows, ['a'])
+  assert line.split() == ['a', '1.00', '…', '20.00', '30.00', '40.00', '50.00', '+49.00']
+  assert head.split()[:3] == ['base', '…', 'epoch'] and len(head) == len(line)

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   config = quickstart.get_config()
   config.model.name = 'SmolLM2-135M-Instruct'
   config.data.name = ''  # Of the sweep.
-  config.data.size = 64
+  config.data.size = 48
   config.data.heldout_max = 16
   config.train.max_length = 256
   config.eval.limit = 12
@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
   config.eval.max_new_tokens = 24
   config.export.format = 'none'
   config.checkpoint.keep_weights = 'last'
+  # A run takes a minute or two. What goes on from a state (1.6 GB of the full fine-tune) is saved
+  # only where it is stopped.
+  config.checkpoint.every_seconds = 3600.0
   # As many examples in each run, so that only the data, or the method, differ.
   config.study.equal = 'examples'
   return config

@@ -53,8 +53,8 @@ def train(setting: Setting) -> Program:
   kinds = {'parameters': held.parameter_bytes(), 'optimiser': held.moment_bytes()}
   kinds['gradients'] = setting_lib.shard_bytes(held.trained, itemsize=4)
   vocab = math.ceil(setting.cfg.vocab_size / setting.mesh[2])
-  kinds['logits'] = 4.0 * setting.runs * setting.chunk * vocab
-  positions = setting.rows // setting.shards * setting.length
+  kinds['logits'] = 4.0 * setting.lanes * setting.chunk * vocab
+  positions = setting.rows // setting.lanes // setting.shards * setting.length
   chunks = math.ceil(positions / min(setting.chunk, positions))
   turns = [chunks] if setting.micros == 1 else [setting.micros, chunks]
   return _compile(lowered, kinds, turns, setting)

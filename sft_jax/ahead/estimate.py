@@ -81,7 +81,10 @@ def memory(setting: Setting) -> dict[str, float]:
     trained = count.all / parts
     parameters = trained * _TYPES[spec.param_dtype]
   gradients = 4 * trained * (2 if setting.micros > 1 else 1)
-  rows = setting.rows / setting.shards * setting.runs
+  if setting.runs > 1:
+    # Each lane has a copy of its run's adapter, and a gradient of its own.
+    gradients = 4 * trained + 8 * setting.lanes * count.adapter / parts
+  rows = setting.rows / setting.shards
   tokens = rows * setting.length
   kept = (
     tokens
@@ -96,7 +99,7 @@ def memory(setting: Setting) -> dict[str, float]:
   # The next layer's weights arrive while one is at work.
   gathered = 2 * wide * count.layers / cfg.num_layers / tensor if parts > tensor else 0.0
   head = count.head / tensor
-  logits = setting.runs * min(setting.chunk, setting.length * setting.rows / setting.shards)
+  logits = setting.lanes * min(setting.chunk, setting.length * rows / setting.lanes)
   logits *= 2 * 4 * cfg.vocab_size / tensor
   whole_head = wide * head if fsdp > 1 else 0.0
   # Summed over chunks for all of the head, then over chips.
@@ -148,9 +151,7 @@ def work(setting: Setting, collectives: Sequence[hlo.Collective] | None = None) 
   tensor = setting.mesh[2]
   again = _AGAIN[setting.remat]
   wide = _TYPES[setting.spec.compute_dtype]
-  chip_tokens = (
-    setting.micros * setting.rows * setting.length * setting.runs / setting.topology.chips
-  )
+  chip_tokens = setting.micros * setting.rows * setting.length / setting.topology.chips
   passes = 2 + again + (0 if setting.is_lora else 1)
   flops = 2.0 * chip_tokens * (passes * count.layers + (passes - again) * count.head)
   flops += 2.0 * chip_tokens * (3 + again) * count.adapter
@@ -196,7 +197,7 @@ def _traffic(setting: Setting, count: Counts, base: roofline.Work) -> roofline.W
     add(data, 2 * share(data) * 4 * count.all / (fsdp * tensor))
   else:
     add(fsdp * data, 2 * share(fsdp * data) * 4 * setting.runs * count.adapter)
-  tokens = setting.micros * setting.rows / setting.shards * setting.length * setting.runs
+  tokens = setting.micros * setting.rows / setting.shards * setting.length
   add(
     tensor, (4 + 2 * again) * 2 * share(tensor) * wide * tokens * cfg.hidden_size * cfg.num_layers
   )

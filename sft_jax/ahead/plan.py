@@ -37,7 +37,7 @@ class Part:
     cohorts: How many there are.
     runs: In all of them.
     steps: Optimiser steps, all cohorts; 0 if unknown.
-    snapshots: That are evaluated, the untrained base among them.
+    snapshots: Of training, that are evaluated.
   """
 
   setting: Setting
@@ -115,8 +115,8 @@ def make_setting(
   length = config.train.row_length or spec.max_length
   tokens = config.plan.tokens or tokens or length
   filled = math.ceil(spec.batch_size * tokens / length)
-  most = config.train.rows_per_micro or _TOKENS_PER_MICRO * shards // runs // length
-  rows = max(shards, min(most, filled) // shards * shards)
+  most = config.train.rows_per_micro or _TOKENS_PER_MICRO * shards // length
+  rows = max(shards, min(most, runs * filled) // shards * shards)
   remat = 'full' if config.train.remat == 'auto' else config.train.remat
   return Setting(
     cfg,
@@ -125,7 +125,7 @@ def make_setting(
     mesh,
     runs,
     rows,
-    math.ceil(filled / rows),
+    math.ceil(runs * filled / rows),
     filled,
     length,
     remat,
@@ -135,7 +135,7 @@ def make_setting(
 
 
 def parts(
-  study: Any, config: Any, whole: topology.Topology, lengths: Mapping[str, float]
+  study: Any, config: Any, whole: topology.Topology, counted: Mapping[str, Any]
 ) -> list[Part]:
   """The programs of a study (`study.plan.Study`), models by their raw configs; see `plan`."""
   cfgs: dict[str, ModelConfig] = {}
@@ -154,11 +154,12 @@ def parts(
     largest = max(cohort.runs, key=lambda run: (run.spec.batch_size, run.spec.max_length))
     rank = max(run.spec.rank for run in cohort.runs)
     spec = _static(dataclasses.replace(largest.spec, rank=rank))
-    told = [lengths[run.key] for run in cohort.runs if run.key in lengths]
-    tokens = max(told) if len(told) == len(cohort.runs) else 0.0
+    told = [counted[run.key] for run in cohort.runs if run.key in counted]
+    known = len(told) == len(cohort.runs) and all(one.examples for one in told)
+    tokens = max(one.tokens / one.examples for one in told) if known else 0.0
     made = make_setting(cfgs[base], spec, first.config, whole, len(cohort.runs), tokens)
     groups.setdefault(made, []).append(cohort)
-  return [_part(setting, cohorts) for setting, cohorts in groups.items()]
+  return [_part(setting, cohorts, counted) for setting, cohorts in groups.items()]
 
 
 def _static(spec: spec_lib.RunSpec) -> spec_lib.RunSpec:
@@ -172,28 +173,32 @@ def _static(spec: spec_lib.RunSpec) -> spec_lib.RunSpec:
   return dataclasses.replace(spec, **plain)
 
 
-def _part(setting: Setting, cohorts: Sequence[Any]) -> Part:
+def _part(setting: Setting, cohorts: Sequence[Any], counted: Mapping[str, Any]) -> Part:
   runs = [run for cohort in cohorts for run in cohort.runs]
-  steps = [max(run.steps()[1] for run in cohort.runs) for cohort in cohorts]
-  known = all(run.spec.data_size for run in runs)
-  snapshots = sum(len(run.snapshots()) for run in runs)
+  examples = {
+    run.key: counted[run.key].examples if run.key in counted else run.spec.planned_size
+    for run in runs
+  }
+  steps = [max(run.steps(examples[run.key])[1] for run in cohort.runs) for cohort in cohorts]
+  known = all(examples.values())
+  snapshots = sum(len(run.snapshots(examples[run.key])) for run in runs)
   return Part(setting, len(cohorts), len(runs), sum(steps) if known else 0, snapshots)
 
 
-def plan(study: Any, config: Any, lengths: Mapping[str, float] | None = None) -> list[Planned]:
+def plan(study: Any, config: Any, counted: Mapping[str, Any] | None = None) -> list[Planned]:
   """Plans every part of a study.
 
   Args:
     study: A `study.plan.Study`.
     config: Its config.
-    lengths: {run key: tokens an example has on average}, as far as they are known.
+    counted: {run key: `study.cost.DataSize`}, as far as data were counted.
 
   Raises:
     UserError: no such topology, a mesh that does not multiply out, a model that cannot be read, or
       nothing to compile with though it was asked for.
   """
   whole = topology.parse(config.plan.topology)
-  found = parts(study, config, whole, lengths or {})
+  found = parts(study, config, whole, counted or {})
   wanted = config.plan.compile
   unable = topology.unable(whole)
   if wanted == 'yes' and unable:
@@ -322,12 +327,3 @@ def refuse_if_too_large(found: Sequence[Planned]) -> None:
 
 def _flags(overrides: Mapping[str, Any]) -> str:
   return ' '.join(f'--config.{key}={value}' for key, value in overrides.items())
-
-
-def launch_line(setting: Setting, config_file: str) -> str:
-  """The command that runs the setting."""
-  flags = _flags(setting.overrides())
-  line = f'python -m sft_jax.main --config={config_file} --workdir=WORKDIR {flags}'
-  if setting.topology.chip.platform == 'cuda':
-    line = f'XLA_PYTHON_CLIENT_MEM_FRACTION={topology.GPU_SHARE} {line}'
-  return line

@@ -176,7 +176,7 @@ def _changes(setting: Setting) -> Iterator[tuple[str, dict[str, object], Setting
     yield (
       'smaller cohort: fewer runs at once',
       {'study.cohort_size': runs},
-      change(setting, runs=runs),
+      steps_rows(change(setting, runs=runs), per_shard),
     )
     runs //= 2
   data, fsdp, tensor = setting.mesh

@@ -24,7 +24,7 @@ from sft_jax.train.step import TrainStep, make_train_step
 from sft_jax.utils import trees
 
 Tree = dict[str, Any]
-# Axes of a batch: runs, microbatches, rows, tokens.
+# Axes of a batch: lanes, microbatches, rows, tokens.
 _ROWS = PartitionSpec(None, None, ('data', 'fsdp'), None)
 
 
@@ -38,9 +38,9 @@ class Setting:
     topology: Chips of the program.
     mesh: Sizes of `mesh.AXES`.
     runs: Runs of the cohort; 1 in a full fine-tune.
-    rows: Rows of a microbatch, over all chips.
+    rows: Rows of a microbatch, of all runs, over all chips.
     micros: Microbatches of a step.
-    filled: Rows of a step that hold data; the others are padding.
+    filled: Rows that the data of a run take in a step.
     length: Tokens a row.
     remat: A name of `decoder.REMAT_POLICIES`.
     chunk: Positions of each shard whose logits exist at a time.
@@ -78,9 +78,19 @@ class Setting:
     return self.mesh[0] * self.mesh[1]
 
   @property
+  def needed(self) -> int:
+    """Rows of a step that hold data, of all runs; the others are padding."""
+    return self.runs * self.filled
+
+  @property
+  def lanes(self) -> int:
+    """Parts of a microbatch that belong to a run each; see `data.loader`."""
+    return self.rows // self.shards if self.runs > 1 else 1
+
+  @property
   def tokens(self) -> int:
     """Tokens of data in one step, of all runs."""
-    return self.runs * self.filled * self.length
+    return self.needed * self.length
 
   def overrides(self) -> dict[str, Any]:
     """The config keys that make a run this one."""
@@ -96,9 +106,9 @@ class Setting:
 
 def steps_rows(setting: Setting, per_shard: int) -> Setting:
   """The same step in microbatches of so many rows a shard, or fewer where it has no more rows."""
-  most = pack.round_up(setting.filled, setting.shards)
+  most = pack.round_up(setting.needed, setting.shards)
   rows = min(per_shard * setting.shards, most)
-  return dataclasses.replace(setting, rows=rows, micros=math.ceil(setting.filled / rows))
+  return dataclasses.replace(setting, rows=rows, micros=math.ceil(setting.needed / rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +193,7 @@ def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def train_batch(setting: Setting, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch as the loader puts it."""
-  shape = (setting.runs, setting.micros, setting.rows, setting.length)
+  shape = (setting.lanes, setting.micros, setting.rows // setting.lanes, setting.length)
   spread = NamedSharding(mesh, _ROWS)
   batch = {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=spread) for name, dtype in pack.FIELDS.items()

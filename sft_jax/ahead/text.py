@@ -1,11 +1,14 @@
 """A plan for chips that are not here, as text and as JSON."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.ahead import compiled, estimate, plan
+from sft_jax.ahead.setting import Setting
 from sft_jax.parallel import hlo, topology
+from sft_jax.utils import words
 
 _KINDS = ('parameters', 'optimiser', 'gradients', 'logits', 'cache', 'activations')
 
@@ -89,8 +92,8 @@ def _evaluation(program: compiled.Program) -> dict[str, Any]:
   }
 
 
-def lines(found: Sequence[plan.Planned], config: Any) -> list[str]:
-  """What is said of a plan."""
+def lines(found: Sequence[plan.Planned], config: Any, command: Sequence[str] = ()) -> list[str]:
+  """What is said of a plan; `command` runs the config as it is (see `launch_line`)."""
   told = as_json(found, config)
   whole = topology.parse(config.plan.topology)
   chip = whole.chip
@@ -99,7 +102,7 @@ def lines(found: Sequence[plan.Planned], config: Any) -> list[str]:
     f'{chip.flops / 1e12:.0f} TFLOP/s bf16, {chip.bandwidth / 1e9:.0f} GB/s each ({chip.source})'
   ]
   for planned, one in zip(found, told['programs'], strict=True):
-    out += ['', *_part_lines(planned, one)]
+    out += ['', *_part_lines(planned, one, config, command)]
   hours = told['chip_hours']
   share = config.plan.attained
   out += ['', f'hours at {share:.0%} of the roofline (config.plan.attained), an assumption:']
@@ -109,23 +112,25 @@ def lines(found: Sequence[plan.Planned], config: Any) -> list[str]:
   if any(hours.values()):
     days = told['days']
     shown = f'{days:,.1f} days' if days >= 1 else f'{24 * 60 * days:,.1f} minutes'
-    out.append(f'  {shown} on {told["chips"]} chips')
+    out.append(f'  {shown} on {words.count(told["chips"], "chip")}')
   if 'cost' in told:
     out.append(f'  {told["cost"]:,.0f} at {config.plan.price:g} a chip-hour')
   return out
 
 
-def _part_lines(planned: plan.Planned, one: dict[str, Any]) -> list[str]:
+def _part_lines(
+  planned: plan.Planned, one: dict[str, Any], config: Any, command: Sequence[str]
+) -> list[str]:
   setting = planned.part.setting
   data, fsdp, tensor = setting.mesh
   rows = setting.micros * setting.rows
   out = [
-    f'{setting.spec.base}, {setting.spec.method}, {setting.runs} run{"s" * (setting.runs > 1)} at '
+    f'{setting.spec.base}, {setting.spec.method}, {words.count(setting.runs, "run")} at '
     f'once: mesh {data} x {fsdp} x {tensor}, {setting.micros} x {setting.rows} rows of '
     f'{setting.length} tokens, remat {setting.remat}'
   ]
-  if rows > setting.filled:
-    out.append(f'  {rows - setting.filled} of {rows} rows are padding: the batch has no more')
+  if rows > setting.needed:
+    out.append(f'  {rows - setting.needed} of {rows} rows are padding: the batch has no more')
   how = 'compiled' if one['compiled'] else 'counted, not compiled'
   fits = 'fits' if one['fits'] else 'does not fit'
   out.append(f'  {_gib(one["peak_bytes"])} on each chip ({how}): {fits}')
@@ -151,8 +156,30 @@ def _part_lines(planned: plan.Planned, one: dict[str, Any]) -> list[str]:
       f'{_gib(size)} compiled' if size and math.isfinite(size) else f'{_gib(best["bytes"])} counted'
     )
     out.append(f'  best found{beside}: {best["tokens_per_s"]:,.0f} tokens/s, {known}')
-    out.append(f'    {plan.launch_line(planned.best[0].setting, "CONFIG")}')
+    out.append(f'    {launch_line(planned.best[0].setting, config, command)}')
   return out
+
+
+def launch_line(setting: Setting, config: Any, command: Sequence[str]) -> str:
+  """What runs the setting, for a shell: a command, and the flags by which the setting differs.
+
+  Args:
+    setting: What to run.
+    config: What `command` gives.
+    command: Words that run the config as it is; none gives the flags alone.
+  """
+  changed = {}
+  for key, value in setting.overrides().items():
+    section, name = key.split('.')
+    if config[section][name] != value:
+      changed[f'--config.{key}'] = value
+  # What is given again would count all the same, and only confuse.
+  again = lambda word: '=' in word and word.partition('=')[0] in changed
+  kept = [word for word in command if not again(word)]
+  line = shlex.join([*kept, *(f'{name}={value}' for name, value in changed.items())])
+  if command and setting.topology.chip.platform == 'cuda':
+    line = f'XLA_PYTHON_CLIENT_MEM_FRACTION={topology.GPU_SHARE} {line}'
+  return line
 
 
 def _gib(size: float) -> str:

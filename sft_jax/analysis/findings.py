@@ -323,4 +323,10 @@ TITLES = {
   'Q8': 'Across languages',
   'Q9': 'One data set left out',
   'Q10': 'Best rows',
+  # Answered where a study's weights and data were measured (`measured.py`).
+  'predictors': 'What predicts a gain',
+  'layers': 'Where weights moved, and whether that goes with gains',
+  'dimension': 'Intrinsic dimension by layer',
+  'map': 'The map of models',
+  'grafts': 'What bands of layers do by themselves',
 }

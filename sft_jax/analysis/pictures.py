@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.analysis import figures, findings, table
+from sft_jax.analysis import figures, findings, measured_told, table
 
 Answer = Mapping[str, Any]
 _POINTS = 30.0  # Points of full colour in maps of gains.
@@ -223,4 +223,5 @@ _DRAW = {
   'Q8': _languages,
   'Q9': _left_out,
   'Q10': _best,
+  **measured_told.DRAW,
 }

@@ -7,7 +7,7 @@ loss only where its interval leaves zero out.
 from collections.abc import Mapping
 from typing import Any
 
-from sft_jax.analysis import findings, table
+from sft_jax.analysis import findings, measured_told, table
 
 Answer = Mapping[str, Any]
 
@@ -217,4 +217,5 @@ _SAY = {
   'Q8': _languages,
   'Q9': _left_out,
   'Q10': _best,
+  **measured_told.SAY,
 }

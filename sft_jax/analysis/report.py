@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.analysis import checks, figures, findings, pictures, plain, table
-from sft_jax.utils import io, log
+from sft_jax.analysis import checks, figures, findings, measured, pictures, plain, table
+from sft_jax.utils import io, log, words
 from sft_jax.utils.errors import UserError
 
 # Checks whose findings change what is analysed, where config.report.checks is 'all'. Mixed columns
@@ -40,14 +40,17 @@ def report(config: Any, workdir: str) -> dict[str, Any]:
       f'{config.report.bootstrap} draws give no interval', 'config.report.bootstrap', 'give 200+'
     )
   frame = table.read(source)
-  told = analyse(frame, which, config.report.bootstrap, config.report.seed)
+  # Probes' tables lie beside the results they belong to.
+  place = os.path.dirname(os.path.abspath(source)) if not io.is_remote(source) else ''
+  told = analyse(frame, which, config.report.bootstrap, config.report.seed, place)
   directory = epath.Path(workdir) / 'report'
   write(directory, os.path.basename(source), told)
   skipped = {key: part['skipped'] for key, part in told['answers'].items() if 'skipped' in part}
   for key, why in skipped.items():
     log.say(f'{key} {findings.TITLES[key]}: skipped, {why}')
   faults = sum(f.severity == 'fault' for f in told['found'])
-  log.say(f'{len(frame)} rows, {faults} faults found; the report is {directory}/index.html')
+  rows, found = words.count(len(frame), 'row'), words.count(faults, 'fault')
+  log.say(f'{rows}, {found} found; the report is {directory}/index.html')
   return {
     'report': str(directory / 'index.html'),
     'findings': str(directory / 'findings.json'),
@@ -58,7 +61,11 @@ def report(config: Any, workdir: str) -> dict[str, Any]:
 
 
 def analyse(
-  frame: Any, which: Sequence[str] = tuple(checks.CHECKS), resamples: int = 2000, seed: int = 0
+  frame: Any,
+  which: Sequence[str] = tuple(checks.CHECKS),
+  resamples: int = 2000,
+  seed: int = 0,
+  place: str = '',
 ) -> dict[str, Any]:
   """Checks a table, mends what was asked for, and answers all questions.
 
@@ -67,6 +74,7 @@ def analyse(
     which: Checks that are acted upon.
     resamples: Draws for each interval.
     seed: Of the draws.
+    place: The workdir of the study it is of, for what was measured beside scores; '' for none.
 
   Returns:
     {'answers', 'extra', 'found', 'changes', 'notes', 'about'}.
@@ -84,6 +92,7 @@ def analyse(
   if all(findings.is_skipped(part) for part in answers.values()):
     reasons = dict.fromkeys(part['skipped'] for part in answers.values())
     raise UserError('nothing can be said of this table', 'the table', '; '.join(reasons))
+  answers |= measured.answers(study, place)
   trained = frame[~table.is_base(frame)]
   about = {
     'rows': len(frame),
@@ -144,10 +153,11 @@ def page(
   parts = [
     f'<h1>What training did: {html.escape(source)}</h1>',
     f'<nav>{links}<a href="#checks">Checks of the table</a></nav>',
-    f'<p>{about["rows"]} rows, {len(about["models"])} models, {len(about["benchmarks"])} '
-    'benchmarks in averages. Scores are on 0–100, gains in points against the untrained model; '
-    'what is missing is skipped. Intervals are 95 %, from drawing models anew: they say how '
-    'findings carry over to other models, not how much a run would differ if repeated.</p>',
+    f'<p>{words.count(about["rows"], "row")}, {words.count(len(about["models"]), "model")}, '
+    f'{words.count(len(about["benchmarks"]), "benchmark")} in averages. '
+    'Scores are on 0–100, gains in points against the untrained model; what is missing is '
+    'skipped. Intervals are 95 %, from drawing models anew: they say how findings carry '
+    'over to other models, not how much a run would differ if repeated.</p>',
     _checked(told),
   ]
   for key, (said, drawn) in sections.items():

@@ -148,7 +148,7 @@ def is_base(frame: 'pd.DataFrame') -> 'pd.Series':
 def is_single(frame: 'pd.DataFrame') -> 'pd.Series':
   """True for rows trained on one data set."""
   names = frame['data_name'].astype(str)
-  merged = (names == ALL) | names.str.startswith((WITHOUT, 'mix:', 'without:'))
+  merged = (names == ALL) | names.str.startswith((WITHOUT, 'mix:', 'without:', f'{ALL}+'))
   return ~is_base(frame) & ~merged
 
 

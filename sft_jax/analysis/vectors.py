@@ -1,13 +1,16 @@
-"""Reads what the probe `loglik_vector` wrote of several models, for `model_map.py`."""
+"""Reads what the probes `loglik_vector` and `dataset_properties` wrote, for `measured.py`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 
 from sft_jax.utils import tables
 from sft_jax.utils.errors import UserError
+
+if TYPE_CHECKING:
+  import pandas as pd
 
 
 def read_matrix(
@@ -34,3 +37,21 @@ def read_matrix(
   if not vectors:
     raise UserError('no log-likelihood vector', 'model map', 'run the probe first')
   return np.stack(vectors), facts
+
+
+def read_properties(path: epath.PathLike) -> 'pd.DataFrame':
+  """What the probe `dataset_properties` wrote: one row for each `model_name` and `data_name`.
+
+  Raises:
+    UserError: not a table, or one without these columns.
+  """
+  import pandas as pd
+
+  try:
+    with epath.Path(path).open('r') as f:
+      frame = pd.read_csv(f)
+  except (OSError, ValueError) as e:
+    raise UserError(f'not a table: {e}', str(path), 'run the probe again') from e
+  if missing := [c for c in ('model_name', 'data_name') if c not in frame]:
+    raise UserError(f'no column {" and no ".join(missing)}', str(path), 'run the probe again')
+  return frame

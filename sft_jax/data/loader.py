@@ -33,9 +33,9 @@ _FEW_TOKENS = 8192  # most tokens in a microbatch there, unless given
 class Loader:
   """Lays the examples of each optimiser step out into microbatches of rows.
 
-  A batch has as many lanes as slots for runs. A lane of a microbatch holds a block, that is rows of
-  one run; which run's is in the batch. Blocks fill microbatches lane by lane, so that a run with
-  little to compute does not wait for one with much, and one that is done costs nothing.
+  A microbatch has lanes, and a lane holds a block: rows of one run. Whose they are is in the batch,
+  and blocks fill the lanes of one microbatch after another. So a run with little to compute does
+  not wait for one with much, and one that is done costs nothing.
 
   'packed': the step's examples share rows (first-fit decreasing); the step's loss and the number of
   steps are those of 'padded', where each row holds one example.
@@ -45,26 +45,26 @@ class Loader:
   two within 1 %. For 'padded' it is the longest example rounded up to a multiple of 64, or with
   `pad_multiple` the longest of each step rounded up to that (a few shapes instead of one).
 
-  The rows of a single slot are spread evenly over the fewest microbatches of at most
-  `rows_per_micro` rows. Of several, blocks have as many rows as the limits allow, or a half, a
-  quarter, … of that: whichever computes least.
+  A single slot has one lane, and its rows are spread evenly over the fewest microbatches of at most
+  `rows_per_micro` rows. Of several, blocks are as small as devices allow, and there are as many
+  lanes as the limits allow or fewer: whatever computes least.
 
-  With `few_shapes` different data share programs: the row length is a power of two, a block has as
-  many rows as the limits allow or a quarter, and there are 16, 64, 256, … microbatches. Only those
-  in use are computed.
+  With `few_shapes` different data share programs: the row length is a power of two, a microbatch
+  has as many rows as the limits allow or a quarter, and there are 16, 64, 256, … microbatches. Only
+  those in use are computed.
 
   Args:
     runs: (examples, sampler) of each run, or None for a slot without data. A run past its last step
       gives zero weights.
     layout: 'packed' or 'padded'.
     row_length: Tokens a row, or 0.
-    rows_per_micro: Most rows in a lane of a microbatch, over all devices. 0: see the next.
-    tokens_per_micro: Most tokens in a lane of a microbatch, over all devices (at least a row each).
-      0: all rows of a step.
+    rows_per_micro: Most rows in a microbatch, over all devices. 0: see the next.
+    tokens_per_micro: Most tokens in a microbatch, over all devices (at least a row each). 0: all
+      rows of a step.
     row_shards: Rows of a block are made divisible by this (data x fsdp devices) with empty rows.
     pad_multiple: See above; 'padded' only.
     few_shapes: See above; what is given by `row_length` and `rows_per_micro` stays so.
-    shape: (microbatches, rows, tokens) of a loader of these and further runs, to go on with.
+    shape: That of a loader of these and further runs, to go on with.
 
   Raises:
     UserError: An unknown layout, no examples, or a row length below the longest example.
@@ -80,7 +80,7 @@ class Loader:
     row_shards: int = 1,
     pad_multiple: int = 0,
     few_shapes: bool = False,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, int, int, int] | None = None,
   ):
     if layout not in LAYOUTS:
       raise UserError(f'unknown layout {layout!r}', how=f'use one of: {", ".join(LAYOUTS)}')
@@ -108,63 +108,63 @@ class Loader:
     check_row_length(row_length, longest)
     self._limits, self._few = (rows_per_micro, tokens_per_micro), few_shapes
     if shape is not None:
-      self.micros, self.rows_per_micro, self.row_length = shape
-      self._rows = self._count_rows(range(self.total_steps), self.row_length)
+      self.lanes, self.micros, self.rows, self.row_length = shape
+      self._counts = self._count_rows(range(self.total_steps), self.row_length)
       return
     self.row_length = row_length or self._choose_row_length(longest)
-    self._rows = self._count_rows(range(self.total_steps), self.row_length)
-    if few_shapes:
-      self.micros, self.rows_per_micro = self._few_grid()
-    else:
-      self.micros, self.rows_per_micro = self._grid(self._rows, self.row_length)
+    self._counts = self._count_rows(range(self.total_steps), self.row_length)
+    grid = self._few_grid() if few_shapes else self._grid(self._counts, self.row_length)
+    self.lanes, self.micros, self.rows = grid
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
     """(lanes, microbatches, rows, tokens) of a batch; with `pad_multiple` the longest tokens."""
-    return self.slots, self.micros, self.rows_per_micro, self.row_length
+    return self.lanes, self.micros, self.rows, self.row_length
 
-  def _grid(self, counts: np.ndarray, row_length: int) -> tuple[int, int]:
-    """(microbatches, rows of a block) within the limits, for the rows [steps, runs] needed."""
+  def _grid(self, counts: np.ndarray, row_length: int) -> tuple[int, int, int]:
+    """(lanes, microbatches, rows of a block) within the limits, for rows [steps, runs] needed."""
     rows_limit, tokens_limit = self._limits
     limits = [rows_limit] if rows_limit else []
     if tokens_limit:
       limits.append(tokens_limit // row_length)
-    most = int(counts.max())
-    if not limits:
-      rows = round_up(most, self.row_shards)
-      return self._micros(counts, rows), rows
-    limit = max(1, min(limits) // self.row_shards)
-    if self.slots == 1:
-      evenly = math.ceil(most / math.ceil(most / (limit * self.row_shards)))
-      choices = [round_up(evenly, self.row_shards)]
-    else:
-      choices = [(limit >> power) * self.row_shards for power in range(limit.bit_length())]
-    rows = min(choices, key=lambda rows: self._cost(counts, rows, limit * self.row_shards))
-    return self._micros(counts, rows), rows
+    # All that follows counts the least rows that devices can share.
+    least = _blocks(counts, self.row_shards).sum(axis=1)
+    most = int(least.max())
+    limit = max(1, min(limits) // self.row_shards) if limits else most
+    evenly = _blocks(most, _blocks(most, limit))
+    choices = [evenly] if self.slots == 1 or not limits else [evenly, *_halvings(limit)]
+    return self._best(counts, choices, limit)
 
-  def _few_grid(self) -> tuple[int, int]:
+  def _few_grid(self) -> tuple[int, int, int]:
     """The same from few values: as many rows as the limits allow, or a quarter of that."""
     rows_limit, tokens_limit = self._limits
     parts = max(1, (tokens_limit or _FEW_TOKENS) // self.row_length // self.row_shards)
-    full = 1 << (parts.bit_length() - 1)
-    choices = [rows_limit] if rows_limit else [full * self.row_shards, full // 4 * self.row_shards]
-    choices = [round_up(rows, self.row_shards) for rows in choices if rows]
-    rows = min(choices, key=lambda rows: self._cost(self._rows, rows, full))
+    full = _halvings(parts)[0]
+    choices = [_blocks(rows_limit, self.row_shards)] if rows_limit else [full, max(1, full // 4)]
+    lanes, needed, rows = self._best(self._counts, choices, full)
     micros = _FEW_MICROS
-    while micros < self._micros(self._rows, rows):
+    while micros < needed:
       micros *= 4
-    return micros, rows
+    return lanes, micros, rows
 
-  def _used(self, counts: np.ndarray, rows: int) -> np.ndarray:
-    """int64 [steps]: microbatches in use, for the rows [steps, runs] needed."""
-    return -(-_blocks(counts, rows).sum(axis=1) // self.slots)
+  def _best(self, counts: np.ndarray, choices: Sequence[int], most: int) -> tuple[int, int, int]:
+    """The (lanes, microbatches, rows) that compute least.
 
-  def _micros(self, counts: np.ndarray, rows: int) -> int:
-    return int(self._used(counts, rows).max())
-
-  def _cost(self, counts: np.ndarray, rows: int, most: int) -> float:
-    # Each microbatch costs a little besides what is in it.
-    return float(self._used(counts, rows).sum() * (rows + most / 16))
+    Args:
+      counts: Rows needed, [steps, runs].
+      choices: Rows of a microbatch, in units of `row_shards`.
+      most: The largest there may be.
+    """
+    # The rows of a microbatch are one block of a single run, or blocks of any.
+    split = lambda units: (1, units) if self.slots == 1 else (units, 1)
+    found = []
+    for units in choices:
+      lanes, rows = split(units)
+      used = -(-_blocks(counts, rows * self.row_shards).sum(axis=1) // lanes)
+      # Each microbatch costs a little besides what is in it.
+      cost = used.sum() * (units + most / 16)
+      found.append((float(cost), lanes, int(used.max()), rows * self.row_shards))
+    return min(found, key=lambda one: one[0])[1:]
 
   def _count_rows(self, steps: Sequence[int], row_length: int) -> np.ndarray:
     """int64 [steps, runs that have data]: rows needed."""
@@ -188,8 +188,9 @@ class Loader:
     best, fewest = shortest, math.inf
     for length in range(shortest, max(_SHORT_ROW, longest + longest // 4) + 1, ROW_MULTIPLE):
       used = self._count_rows([int(step) for step in probes], length)
-      _, rows = self._grid(used, length)
-      computed = int(self._used(used, rows).sum()) * rows * length
+      lanes, _, rows = self._grid(used, length)
+      micros = -(-_blocks(used, rows).sum(axis=1) // lanes)
+      computed = int(micros.sum()) * lanes * rows * length
       if computed < 0.99 * fewest:
         best, fewest = length, computed
     return best
@@ -206,15 +207,15 @@ class Loader:
   def batch(self, step: int) -> Batch:
     """The numpy batch of a step.
 
-    FIELDS [R, M, B, T], and int32 `run` [R, M], whose rows a lane holds in a microbatch, and scalar
-    `micro`, microbatches in use.
+    FIELDS [G, M, B, T] (lanes, microbatches, rows, tokens); int32 `run` [G, M], the slot whose rows
+    a lane holds in a microbatch; and the int32 scalar `micro`, microbatches in use.
     """
-    slots, micros, rows, _ = self.shape
+    lanes, micros, rows, _ = self.shape
     length = self.step_length(step)
     batch: Batch = {
-      name: np.zeros((micros, slots, rows, length), dtype) for name, dtype in FIELDS.items()
+      name: np.zeros((micros, lanes, rows, length), dtype) for name, dtype in FIELDS.items()
     }
-    owners = np.zeros(micros * slots, np.int32)
+    owners = np.zeros(micros * lanes, np.int32)
     used = 0
     for run, (examples, sampler) in enumerate(self.runs):
       members = sampler.indices(step)
@@ -229,8 +230,8 @@ class Loader:
         lines[used * rows : used * rows + len(layout)] = array
       used = end
     batch = {name: np.ascontiguousarray(array.swapaxes(0, 1)) for name, array in batch.items()}
-    batch['run'] = np.ascontiguousarray(owners.reshape(micros, slots).T)
-    batch['micro'] = np.int32(math.ceil(used / slots))
+    batch['run'] = np.ascontiguousarray(owners.reshape(micros, lanes).T)
+    batch['micro'] = np.int32(math.ceil(used / lanes))
     return batch
 
   def sources(self, step: int) -> list[list[str]]:
@@ -247,8 +248,8 @@ class Loader:
 
   def padded(self, step: int) -> np.ndarray:
     """int64 [runs that have data], slots without a token in the blocks of each run."""
-    counts = self._rows[step] if step < len(self._rows) else np.zeros(len(self.runs), np.int64)
-    computed = _blocks(counts, self.rows_per_micro) * self.rows_per_micro * self.step_length(step)
+    counts = self._counts[step] if step < self.total_steps else np.zeros(len(self.runs), np.int64)
+    computed = _blocks(counts, self.rows) * self.rows * self.step_length(step)
     return computed - self.tokens(step)
 
   def _sum(self, values: Sequence[np.ndarray], step: int) -> np.ndarray:
@@ -266,9 +267,9 @@ class Loader:
     from jax.sharding import NamedSharding, PartitionSpec
 
     shards = mesh.shape['data'] * mesh.shape['fsdp']
-    if self.rows_per_micro % shards:
+    if self.rows % shards:
       raise UserError(
-        f'{self.rows_per_micro} rows do not divide over {shards} devices (data x fsdp)',
+        f'{self.rows} rows do not divide over {shards} devices (data x fsdp)',
         where='mesh',
         how=f'make the loader with row_shards={shards}',
       )
@@ -286,6 +287,11 @@ class Loader:
 def _blocks(rows: Any, size: int) -> Any:
   """Blocks of `size` rows that hold so many rows."""
   return -(-rows // size)
+
+
+def _halvings(limit: int) -> list[int]:
+  """Powers of two up to a limit, the largest first."""
+  return [1 << power for power in range(limit.bit_length() - 1, -1, -1)]
 
 
 def check_row_length(row_length: int, longest: int) -> None:

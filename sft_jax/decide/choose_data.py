@@ -3,10 +3,11 @@
 Not for the race itself: `choose_run.py`.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Candidate:
 
 
 def look(config: Any, place: str, session: Session) -> Candidate:
-  """Reads the data of a run and looks for the items of its tasks in them; writes nothing.
+  """Reads the data of a run and looks for the items of its tasks in them; trains nothing.
 
   Args:
     config: Of the run.
@@ -68,7 +69,7 @@ def look(config: Any, place: str, session: Session) -> Candidate:
     UserError: bad data, a bad task.
     Interrupted: asked to stop.
   """
-  with loop.StopSignal() as stop, stop.at_once():
+  with _as_given(), loop.StopSignal() as stop, stop.at_once():
     run = job.Run(config, place, stop, session)
     seen = session.seen(run.data)
     leaks, scripts = {}, set()
@@ -101,6 +102,17 @@ def look(config: Any, place: str, session: Session) -> Candidate:
     )
 
 
+@contextlib.contextmanager
+def _as_given() -> Iterator[None]:
+  """Context in which what is wrong with data is said of the key that names candidates."""
+  size = ('config.data.size (0 takes all)', 'the number after #, or leave it out')
+  own = lambda s: re.sub(r'config\.data\.(name|path)', 'config.choose.data', s.replace(*size))
+  try:
+    yield
+  except UserError as e:
+    raise UserError(e.what, own(e.where), own(e.how)) from e
+
+
 def script(texts: Sequence[str]) -> str:
   """The script that most words of some texts are written in."""
   text = ' '.join(texts)
@@ -129,7 +141,7 @@ def split(text: str, where: str) -> list[str]:
   return parts
 
 
-def labelled(data: Sequence[str]) -> dict[str, str]:
+def labelled(data: Iterable[str]) -> dict[str, str]:
   """{short name, where it is the only one: data set, mixture or path}."""
 
   def short(name: str) -> str:
@@ -137,10 +149,41 @@ def labelled(data: Sequence[str]) -> dict[str, str]:
       return name
     return re.sub(r'(\.jsonl?|\.csv|\.tsv|\.parquet)?(\.gz)?$', '', os.path.basename(name)) or name
 
+  data = list(data)
   names = [short(one) for one in data]
   return {
     (name if names.count(name) == 1 else one): one for name, one in zip(names, data, strict=True)
   }
+
+
+def candidates(text: str, where: str) -> tuple[dict[str, str], dict[str, int]]:
+  """Names and data of candidates, and the most records of each, where `DATA#N` says so.
+
+  Args:
+    text: As in `config.choose.data`.
+    where: The key, for messages.
+
+  Raises:
+    UserError: see `split`; no number of records; one file twice.
+  """
+  given = [(one, *_cut_off(one, where)) for one in split(text, where)]
+  seen: dict[tuple[str, int], str] = {}
+  for whole, source, most in given:
+    place = os.path.realpath(source) if os.path.exists(source) else source
+    if (other := seen.setdefault((place, most), whole)) != whole:
+      raise UserError(f'{whole} is {other}', where, 'name it once')
+  names = {source: name for name, source in labelled(dict.fromkeys(s for _, s, _ in given)).items()}
+  data = {names[source] + whole[len(source) :]: source for whole, source, _ in given}
+  return data, {names[source] + whole[len(source) :]: most for whole, source, most in given if most}
+
+
+def _cut_off(one: str, where: str) -> tuple[str, int]:
+  source, mark, number = one.rpartition('#')
+  if not mark or os.path.exists(one):
+    return one, 0
+  if not re.fullmatch('[1-9][0-9]*', number):
+    raise UserError(f'{number!r} is no number of records', f'{where}: {one}', 'such as lima#500')
+  return source, int(number)
 
 
 def kind(data: str) -> str:

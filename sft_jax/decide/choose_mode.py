@@ -11,10 +11,11 @@ from typing import Any
 
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets
-from sft_jax.decide import choose_data, choose_run, choose_told
-from sft_jax.decide.choose_run import Runs, Wish
+from sft_jax.decide import choose_data, choose_told, choose_wish
+from sft_jax.decide.choose_run import Runs
 from sft_jax.decide.choose_told import Outcome
-from sft_jax.evals import core
+from sft_jax.decide.choose_wish import Wish
+from sft_jax.evals import core, served
 from sft_jax.study import choose, decision_page, race_budget
 from sft_jax.study.race import Race, Rules
 from sft_jax.study.race_data import Field
@@ -63,6 +64,9 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
     Interrupted: stopped; the same call continues.
   """
   runs = Runs(config, wish, workdir)
+  for name, about in runs.candidates.items():
+    for text in about.warnings:
+      log.warn(f'{name} {text}')
   base = runs.base()
   endpoint = runs.endpoint()
   rules = dataclasses.replace(
@@ -74,7 +78,12 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
   most, only = rules.most_leak, rules.ability_only
   field = Field(base, rules.targets, leaks, most_leak=most, ability_only=only)
   arms = [Arm(name, rate) for name in wish.data for rate in wish.rates or (0.0,)]
-  budget = runs.measure(arms[0])
+  clean = [arm for arm in arms if not field.barred(arm.candidate)]
+  if not clean:
+    what = f'more than {most:.0%} of a target or guard stands in each of the candidates'
+    how = 'give other data or targets, or raise config.choose.most_leak'
+    raise UserError(what, 'config.choose.data', how)
+  budget = runs.measure(clean[0])
   unit = wish.budget.unit
   one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit)
   decision = choose.choose(one, runs.evaluate)
@@ -95,8 +104,8 @@ def reads(config: Any) -> tuple[Any, list[Any]]:
     UserError: see `wish_of`.
   """
   wish = wish_of(config)
-  common = choose_run.shared(config, [*wish.rules.targets, *wish.rules.guards])
-  return common, [choose_run.with_data(common, data) for data in wish.data.values()]
+  common = choose_wish.shared(config, [*wish.rules.targets, *wish.rules.guards])
+  return common, [choose_wish.with_data(common, data) for data in wish.data.values()]
 
 
 def wish_of(config: Any) -> Wish:
@@ -112,7 +121,7 @@ def wish_of(config: Any) -> Wish:
     raise UserError('candidates stand in config.choose.data', where, 'leave these empty')
   if not 0 < asked.error < 1:
     raise UserError(f'{asked.error} is no chance', 'config.choose.error', 'such as 0.05')
-  data = choose_data.labelled(choose_data.split(asked.data, 'config.choose.data'))
+  data, most = choose_data.candidates(asked.data, 'config.choose.data')
   targets = [
     _task(name, 'target') for name in choose_data.split(asked.target, 'config.choose.target')
   ]
@@ -130,6 +139,8 @@ def wish_of(config: Any) -> Wish:
   except UserError as e:
     raise UserError(e.what, 'config.choose.target, config.choose.guard', e.how) from e
   _refuse_same(data, [*targets, *guards])
+  if asked.endpoint:
+    _check_endpoint(asked.endpoint, targets)
   rules = Rules(
     dict.fromkeys(targets, 1.0),
     guards,
@@ -149,7 +160,7 @@ def wish_of(config: Any) -> Wish:
   budget = race_budget.parse(asked.budget, 'config.choose.budget')
   prior = _prior(config, data, targets)
   seeds = (asked.seeds, asked.final_seeds)
-  return Wish(data, rules, budget, rates, sizes, seeds, prior, asked.endpoint)
+  return Wish(data, rules, budget, rates, sizes, seeds, prior, asked.endpoint, most)
 
 
 def _task(name: str, key: str) -> str:
@@ -157,6 +168,8 @@ def _task(name: str, key: str) -> str:
   file = re.sub(r':\d+shot$', '', name)
   out = f'custom:{name}' if os.path.isfile(file) else name
   where = f'config.choose.{key}'
+  if out == name and re.search(r'\.jsonl?$', file) and ':' not in file:
+    raise UserError(f'no such file: {file}', where, 'check its path, or name a benchmark')
   try:
     _, wanted = core.task_names(out)
   except UserError as e:
@@ -164,6 +177,16 @@ def _task(name: str, key: str) -> str:
   if len(wanted) != 1:
     raise UserError(f'{name} has no items to compare', where, 'name a benchmark or a file')
   return out
+
+
+def _check_endpoint(endpoint: str, targets: Sequence[str]) -> None:
+  """Raises UserError where a served model could not be asked the targets."""
+  try:
+    served.target(f'endpoint:{endpoint}', os.environ)
+    served.require_writing(*core.task_names(','.join(targets)))
+  except UserError as e:
+    how = e.how.replace('endpoint:MODEL@URL', 'MODEL@URL')
+    raise UserError(e.what, 'config.choose.endpoint', how) from e
 
 
 def _guard(text: str) -> tuple[str, float]:

@@ -14,19 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from sft_jax.decide import choose_data
+from sft_jax.decide import choose_data, choose_wish
 from sft_jax.decide.choose_data import Candidate
-from sft_jax.evals import core, records
+from sft_jax.decide.choose_wish import Wish
+from sft_jax.evals import records
 from sft_jax.execution import study_run
 from sft_jax.execution.session import Session
 from sft_jax.study import race_budget
 from sft_jax.study.directory import StudyDirectory
-from sft_jax.study.race import Rules, Trial
-from sft_jax.study.race_budget import Budget, Clock
+from sft_jax.study.race import Trial
+from sft_jax.study.race_budget import Clock
 from sft_jax.study.race_data import Observation, Scores
-from sft_jax.study.race_evidence import Arm, Prior, Rung
+from sft_jax.study.race_evidence import Arm, Rung
 from sft_jax.utils import io, log
 from sft_jax.utils.errors import Interrupted, UserError
 
@@ -36,31 +36,6 @@ from sft_jax.utils.errors import Interrupted, UserError
 _DRIFT = 1.0
 # Of the time that is left, planned with: how long runs take is known only nearly.
 _CAREFUL = 0.9
-
-
-@dataclasses.dataclass(frozen=True)
-class Wish:
-  """What is to be decided.
-
-  Attributes:
-    data: {candidate: data set, mixture or path}.
-    rules: Targets and guards as in `config.eval.tasks`, and how to decide.
-    rates: Learning rates to try; () takes the config's.
-    sizes: Examples at each rung, growing; 0 are all of a candidate; () chooses.
-    seeds: Runs of an arm at a rung, and at the last.
-    budget: What may be spent.
-    prior: {candidate: expectation}.
-    endpoint: MODEL@URL of a served model to compare with; '' for none.
-  """
-
-  data: Mapping[str, str]
-  rules: Rules
-  budget: Budget
-  rates: Sequence[float] = ()
-  sizes: Sequence[int] = ()
-  seeds: tuple[int, int] = (2, 3)
-  prior: Mapping[str, Prior] = dataclasses.field(default_factory=dict)
-  endpoint: str = ''
 
 
 class Runs:
@@ -87,14 +62,20 @@ class Runs:
     self._began = time.monotonic()
     self._wish, self._workdir = wish, workdir
     asked = dict.fromkeys((*wish.rules.targets, *wish.rules.guards))
-    self.names = {task: _full_name(task) for task in asked}
-    self._config = _shared(config, list(asked))
+    self.names = {task: choose_wish.full_name(task) for task in asked}
+    self._config = choose_wish.shared(config, list(asked))
     io.require_writable(workdir)
+    if any(os.path.exists(os.path.join(workdir, name)) for name in ('config.json', 'study.json')):
+      raise UserError('the workdir of a run or study', workdir, 'choose another --workdir')
     self._clock = Clock(workdir)
+    # All rungs are one study as far as nothing is to be read, tokenised or compiled twice.
+    self._session = Session(os.path.join(workdir, 'prepared'))
     with self._once('read'):
-      place, session = os.path.join(workdir, 'none'), Session()
+      place, session = os.path.join(workdir, 'none'), self._session
       self.candidates = {
-        name: choose_data.look(self.config_of(data), place, session)
+        name: choose_data.look(
+          choose_wish.with_data(self._config, data, wish.most.get(name, 0)), place, session
+        )
         for name, data in wish.data.items()
       }
     self._sizes = list(wish.sizes) or self._default_sizes()
@@ -131,7 +112,9 @@ class Runs:
   def size(self, candidate: str, rung: int) -> int:
     """`data.size` of a candidate at a rung; 0 where all of it is taken."""
     size = self._sizes[rung]
-    return size if size < self.candidates[candidate].examples else 0
+    if 0 < size < self.candidates[candidate].examples:
+      return size
+    return self._wish.most.get(candidate, 0)
 
   def cost(self, arm: Arm, rung: int) -> float:
     """What a run of an arm at a rung is expected to cost, in the unit of the budget."""
@@ -160,15 +143,17 @@ class Runs:
       trial = Trial(arm, 0, 0)
       log.say('one run of the first rung, for how long it takes')
       if not self.evaluate([trial])[trial].scores:
-        what = 'the budget does not reach for a first run'
-        raise UserError(what, 'config.choose.budget', 'give more')
+        spent = race_budget.told(self._before() + self._paid, race_budget.SECONDS)
+        what = f'the budget does not reach for a first run: {spent} are spent, and it is not done'
+        how = 'give many times that: the same command goes on from what is done'
+        raise UserError(what, 'config.choose.budget', how)
       self._paid, key = 0.0, self._runs[trial]
       directory = os.fspath(StudyDirectory(self._rung(0)).run(key))
       lines = io.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
       rates = [line['tokens-per-s'] for line in lines if 'tokens-per-s' in line]
       tokens, total = self._trained(directory), self._clock.seconds[key]
       training = min(tokens / rates[-1], total) if rates else total / 2
-      # Alone it evaluates the base once more and waits for programs that others will share.
+      # Alone it waits for programs that others will share.
       fixed = min(total - training, self._clock.seconds['base'])
       self._clock.move(key, 'alone', total - training - fixed)
       self._clock.note('seconds-a-run', fixed)
@@ -204,10 +189,12 @@ class Runs:
     # A study may grow and may not shrink: what an earlier race ran here stays in it.
     file = os.path.join(place, 'entries.json')
     before = io.read_json(file) if os.path.exists(file) else []
-    every = [*before, *(entry for entry in entries if entry not in before)]
+    # One data set in two sizes is the same run on a rung below both.
+    own = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
+    every = [*before, *(entry for entry in own if entry not in before)]
     io.write_json_atomic(file, every)
-    study = study_run.expand(self._config, entries, jax.default_backend())
-    keys = [run.key for run in study.runs]
+    study = study_run.expand(self._config, own, jax.default_backend())
+    keys = [study.runs[own.index(entry)].key for entry in entries]
     self._runs |= dict(zip(trials, keys, strict=True))
     directory = StudyDirectory(place)
     share = {
@@ -220,8 +207,9 @@ class Runs:
       log.say(f'{self.rungs[rung].name}: {len(share)} of {len(trials)} runs to do, of {arms}')
       self._train(every, place, share)
     out = {}
-    for trial, key in zip(trials, keys, strict=True):
-      out[trial] = self._observed(trial, key, directory)
+    for number, (trial, key) in enumerate(zip(trials, keys, strict=True)):
+      one = self._observed(trial, key, directory)
+      out[trial] = one if key not in keys[:number] else dataclasses.replace(one, cost=0.0)
     self._paid += sum(one.cost for one in out.values())
     return out
 
@@ -247,7 +235,7 @@ class Runs:
     began = time.monotonic()
     try:
       with self._clock.counting(share):
-        study_run.run(config, every, place)
+        study_run.run(config, every, place, self._session)
     except Interrupted:
       if budget > left or time.monotonic() - began < budget:
         raise
@@ -276,14 +264,16 @@ class Runs:
     return float(io.read_jsonl(os.path.join(directory, 'rows.jsonl'))[-1]['train-tokens'])
 
   def base(self) -> Observation:
-    """Scores of the untrained base on every target and guard."""
+    """Scores of the untrained base on every target and guard; runs take them over."""
     from sft_jax.execution import evaluate
 
     place = os.path.join(self._workdir, 'base')
     with self._once('base'):
       first = next(iter(self._wish.data.values()))
-      evaluate.evaluate(self.config_of(first), place)
-    return Observation(self._scores(records.read(place)))
+      evaluate.evaluate(choose_wish.with_data(self._config, first), place)
+    row = records.read(place)
+    self._session.base_records = row.tasks
+    return Observation(self._scores(row))
 
   def endpoint(self) -> Observation | None:
     """Scores of the served model on the targets, each item once."""
@@ -306,13 +296,6 @@ class Runs:
     targets = [self.names[task] for task in self._wish.rules.targets]
     return Observation(self._scores(records.read(place), targets))
 
-  def config_of(self, data: str, size: int = 0) -> Any:
-    """The config of a run on some data."""
-    config = self._config.copy_and_resolve_references()
-    with config.unlocked():
-      config.data[choose_data.kind(data)], config.data.size = data, size
-    return config.lock()
-
   def workdirs(self, arm: Arm, rung: int) -> list[str]:
     """Of the finished runs of an arm at a rung that were asked for."""
     directory = StudyDirectory(self._rung(rung))
@@ -326,24 +309,3 @@ class Runs:
         f'no scores of {missing[0]}', row.name, f'name it in full: {", ".join(sorted(row.tasks))}'
       )
     return {task: choose_data.scores(row.tasks[task]) for task in wanted}
-
-
-def _shared(config: Any, tasks: Sequence[str]) -> ConfigDict:
-  """What all runs share: nothing of the race is part of a run."""
-  out = config.copy_and_resolve_references()
-  with out.unlocked():
-    out.eval.tasks = ','.join(tasks)
-    out.data.name = out.data.path = ''
-    out.train.snapshot_at = f'{out.train.epochs:g}'
-    out.export.format = 'none'
-    for name, value in out.choose.items():
-      out.choose[name] = type(value)()
-    out.choose.seeds = out.choose.final_seeds = 1
-  return out
-
-
-def _full_name(task: str) -> str:
-  _, wanted = core.task_names(task)
-  if len(wanted) != 1:
-    raise UserError(f'{task!r} is no target', 'config.choose.target', 'name benchmarks')
-  return wanted[0].name

@@ -11,16 +11,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sft_jax import config_file
-from sft_jax.data import datasets
+from sft_jax.data import licences
 from sft_jax.decide import choose_data
-from sft_jax.decide.choose_run import Runs, Wish
+from sft_jax.decide.choose_run import Runs
+from sft_jax.decide.choose_wish import Wish
 from sft_jax.evals import records
+from sft_jax.execution import study_sizes
 from sft_jax.study import choose
 from sft_jax.study import race_stats as stats
 from sft_jax.study.race import Race
 from sft_jax.study.race_data import Observation
 
 _EXAMPLES = 5
+_NOT_STATED = 'not stated'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,10 @@ def told(outcome: Outcome, config: Any, wish: Wish, workdir: str) -> dict[str, A
   value['facts'] += [f'{name} {text}' for name, one in about.items() for text in one.warnings]
   value |= {
     'unit': wish.budget.unit,
+    'base': {
+      'name': config.model.name or config.model.path,
+      'licence': study_sizes.base_licence(config.model.path, config.cache_dir) or _NOT_STATED,
+    },
     'licences': {name: licence(data) for name, data in wish.data.items()},
     'data': {
       name: {'source': data, 'examples': about[name].examples} for name, data in wish.data.items()
@@ -63,24 +70,23 @@ def told(outcome: Outcome, config: Any, wish: Wish, workdir: str) -> dict[str, A
 
 
 def licence(data: str) -> str:
-  """As published, of every part of a candidate; '' where none is known."""
-  if choose_data.kind(data) == 'path':
-    return ''
-  rows = datasets.described(data)
-  found = {part: str(row['licence']) if 'licence' in row else '' for part, row in rows.items()}
+  """As published or said beside the data, of every part of a candidate."""
+  found = licences.of(*(('', data) if choose_data.kind(data) == 'path' else (data, '')))
   if len(found) == 1:
-    return next(iter(found.values()))
-  return '; '.join(f'{part}: {text or "not stated"}' for part, text in found.items())
+    return next(iter(found.values())) or _NOT_STATED
+  return '; '.join(f'{part}: {text or _NOT_STATED}' for part, text in found.items())
 
 
 def command(config: Any, wish: Wish, decision: choose.Decision, workdir: str) -> str:
   """What trains the chosen recipe in full."""
   assert decision.pick is not None
   full = config.copy_and_resolve_references()
-  data = wish.data[decision.pick.candidate]
+  name = decision.pick.candidate
+  data = wish.data[name]
   with full.unlocked():
     full.data[choose_data.kind(data)] = data
-    full.data.size = wish.sizes[-1] if wish.sizes else config.data.size
+    sizes = (wish.sizes[-1] if wish.sizes else config.data.size, wish.most.get(name, 0))
+    full.data.size = min((size for size in sizes if size), default=0)
     full.train.learning_rate = decision.pick.rate or config.train.learning_rate
     tasks = dict.fromkeys(('perplexity', *wish.rules.targets, *wish.rules.guards))
     full.eval.tasks = ','.join(tasks)

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sft_jax.utils import io
+from sft_jax.utils import io, words
 from sft_jax.utils.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
@@ -30,7 +30,7 @@ class Target:
     url: Base address, up to and without `/chat/completions`: 'https://api.openai.com/v1'.
     model: Name of the model there.
     key: Sent as a bearer token; '' sends none.
-    named: What the names of its environment variables begin with, for messages.
+    given_in: Where address, model and key were given, for messages.
     budget: Key below `config.eval` that says what it may cost, for messages.
 
   Raises:
@@ -41,7 +41,11 @@ class Target:
   url: str
   model: str
   key: str = dataclasses.field(default='', repr=False)
-  named: str = 'SFT_JAX_ENDPOINT'
+  given_in: tuple[str, str, str] = (
+    'config.model.path',
+    'config.model.path',
+    'SFT_JAX_ENDPOINT_KEY',
+  )
   budget: str = 'endpoint_budget'
 
   def __post_init__(self) -> None:
@@ -53,12 +57,12 @@ class Target:
       port_fits = False
     if not (port_fits and re.fullmatch(r'https?://[\w.:\[\]-]+(/[!->A-~]*)?', url, re.ASCII)):
       how = "give one such as 'https://HOST/v1', and the key by itself"
-      raise UserError('no plain http address', f'{self.named}_URL', how)
+      raise UserError('no plain http address', self.given_in[0], how)
     if not self.model.strip():
-      raise UserError('no name of a model', f'{self.named}_MODEL', 'name one of the endpoint')
+      raise UserError('no name of a model', self.given_in[1], 'name one of the endpoint')
     key = self.key.strip()
     if not (key.isascii() and key.isprintable()):
-      raise UserError('not printable ASCII characters', f'{self.named}_KEY', 'check its value')
+      raise UserError('not printable ASCII characters', self.given_in[2], 'check its value')
     for name, value in (('url', url), ('model', self.model.strip()), ('key', key)):
       object.__setattr__(self, name, value)
 
@@ -120,8 +124,8 @@ class Amount:
     return self.requests <= budget.requests and self.tokens <= budget.tokens
 
   def __str__(self) -> str:
-    parts = ((self.requests, 'requests'), (self.tokens, 'tokens'))
-    return ' and '.join(f'{count:,.0f} {what}' for count, what in parts if count < math.inf)
+    parts = ((self.requests, 'request'), (self.tokens, 'token'))
+    return ' and '.join(words.count(round(n), what) for n, what in parts if n < math.inf)
 
 
 UNLIMITED = Amount(math.inf, math.inf)

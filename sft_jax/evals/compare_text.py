@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.evals.compare import Comparison
-from sft_jax.evals.stats import Estimate
+from sft_jax.evals.stats import FEWEST, Estimate
+from sft_jax.utils import words
 
 _STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em }
@@ -78,7 +79,7 @@ def _indented(name: str, text: str) -> list[str]:
 
 
 def _cells(one: Comparison) -> list[str]:
-  interval = _interval(one.difference).strip() or '–'
+  interval = _interval(one.difference, one.n).strip() or '–'
   a, b = (f'{score:.2f}' for score in one.scores)
   shift = f'{one.difference.mean:+.2f}'
   reach = '–' if one.detectable is None else f'{one.detectable:.2f}'
@@ -96,9 +97,14 @@ def _caveats(comparisons: Sequence[Comparison]) -> list[str]:
     )
   for one in comparisons:
     if one.left_out:
-      out.append(f'{_task(one)}: {one.left_out} items left out, not graded in both.')
+      left_out = words.count(one.left_out, 'item')
+      out.append(f'{_task(one)}: {left_out} left out, not graded in both.')
     if one.shots_differ:
-      out.append(f'{_task(one)}: {one.shots_differ} items had different numbers of shots.')
+      differ = words.count(one.shots_differ, 'item')
+      out.append(f'{_task(one)}: {differ} had different numbers of shots.')
+    if one.n < FEWEST:
+      items = words.count(one.n, 'item')
+      out.append(f'{_task(one)}: {items}, too few for an interval; {FEWEST} have one.')
   return out
 
 
@@ -108,8 +114,8 @@ def _split_lines(one: Comparison) -> list[str]:
     return []
   out = [f'answers found: {split.extracted[0]:.1f} % and {split.extracted[1]:.1f} % of outputs']
   if split.given_both is not None:
-    given = f'{split.given_both.mean:+.2f}{_interval(split.given_both)}'
-    out.append(f'where found in both ({split.both} items): {given}')
+    given = f'{split.given_both.mean:+.2f}{_interval(split.given_both, split.both)}'
+    out.append(f'where found in both ({words.count(split.both, "item")}): {given}')
   out.append(
     f'of {one.difference.mean:+.2f}: {split.ability:+.2f} from better or worse answers there, '
     f'{split.form:+.2f} from answers found in one only'
@@ -123,16 +129,19 @@ def _clean_lines(one: Comparison) -> list[str]:
     return []
   if not clean.contaminated:
     return ['none of the items was found in the training data']
-  out = f'{clean.contaminated} items were found in the training data'
+  were = words.count(clean.contaminated, 'item was', 'items were')
+  out = f'{were} found in the training data'
   if clean.difference is None:
     return [f'{out}: no clean ones are left']
-  return [
-    f'{out}; on the {clean.n} others: {clean.difference.mean:+.2f}{_interval(clean.difference)}'
-  ]
+  given = f'{clean.difference.mean:+.2f}{_interval(clean.difference, clean.n)}'
+  return [f'{out}; on the {words.count(clean.n, "other")}: {given}']
 
 
-def _interval(one: Estimate) -> str:
-  return '' if one.low is None or one.high is None else f' [{one.low:+.2f}, {one.high:+.2f}]'
+def _interval(one: Estimate, items: int) -> str:
+  """As people read it; '' where there is none, or too few items for one to mean much."""
+  if one.low is None or one.high is None or items < FEWEST:
+    return ''
+  return f' [{one.low:+.2f}, {one.high:+.2f}]'
 
 
 def _marks(one: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from sft_jax.evals.chats import (
   guess_tokens,
   read_reply,
 )
-from sft_jax.utils import log
+from sft_jax.utils import log, words
 from sft_jax.utils.errors import UserError
 
 _RETRIED = (408, 409, 425, 429)
@@ -139,7 +139,8 @@ class Endpoint:
     if wanted:
       amount = self.estimate(chats)
       self.afford(amount)
-      log.say(f'{self.model}: {amount} at most, {len(chats) - len(wanted)} answers at hand')
+      known = words.count(len(chats) - len(wanted), 'answer')
+      log.say(f'{self.model}: {amount} at most, {known} at hand')
       missed = self._fetch(wanted)
       if missed:
         why = ', '.join(f'{reason}: {count}' for reason, count in missed.most_common())
@@ -302,15 +303,14 @@ class Endpoint:
 
   def _refused(self, status: int, headers: Any) -> _Missed:
     """What an HTTP status other than success means."""
+    of_url, _, of_key = self.target.given_in
     if status in (401, 403):
-      raise UserError(
-        f'the key is refused (HTTP {status})', self.target.url, f'mend {self.target.named}_KEY'
-      )
+      raise UserError(f'the key is refused (HTTP {status})', self.target.url, f'mend {of_key}')
     if status == 404 or status < 400:
       raise UserError(
         f'no chat completions for {self.model!r} here (HTTP {status})',
         self.target.url,
-        f'mend {self.target.named}_URL (up to /chat/completions) or the model',
+        f'mend {of_url} (an address up to and without /chat/completions) or the model',
       )
     if status >= 500 or status in _RETRIED:
       return _Missed(f'HTTP {status}', wait=_retry_after(headers.get('Retry-After')))

@@ -89,7 +89,7 @@ def judge_target(environment: Mapping[str, str]) -> Target:
     environment['SFT_JAX_JUDGE_URL'],
     environment['SFT_JAX_JUDGE_MODEL'],
     environment.get('SFT_JAX_JUDGE_KEY', ''),
-    'SFT_JAX_JUDGE',
+    ('SFT_JAX_JUDGE_URL', 'SFT_JAX_JUDGE_MODEL', 'SFT_JAX_JUDGE_KEY'),
     'judge_budget',
   )
 

@@ -39,6 +39,9 @@ Z = 1.959963984540054  # 97.5 % quantile of the normal distribution.
 # a little with 2; more than 4 gains nothing.
 PRIOR_ITEMS = 4.0
 _HALVINGS = 50
+# Items below which a standard error or an interval is not shown to people: it is computed all the
+# same, but of so few it is hardly better known than the score.
+FEWEST = 10
 
 
 class Estimate(NamedTuple):

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.evals import loglik, prompts, questions, stats, subset, tokenised
-from sft_jax.evals.answers import Answers, request_key, text_key
+from sft_jax.evals import prompts, questions, stats, subset, tokenised
+from sft_jax.evals.answers import Answers
+from sft_jax.evals.asking import scored, written
 from sft_jax.evals.benchmark import Choices, Choose, Files, Generate, Grade, Item, Round
-from sft_jax.evals.generation import Engine, Request, detokenizer
+from sft_jax.evals.generation import Request
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
 from sft_jax.evals.questions import Options, Question, Wanted
@@ -91,6 +92,18 @@ class BenchmarkTask:
       return list(self._choose(subject, answers))
     return list(self._write(subject, answers))
 
+  def taken_over(self, records: Sequence[Record]) -> Graded | None:
+    """What `graded` gives, from the records of the same model; None if it was asked otherwise."""
+    asked = [self._record(index, None) for index in range(len(self.questions))]
+    same = len(records) == len(asked) and all(
+      'scores' in record and all(record.get(key) == own[key] for key in own if key != 'missing')
+      for record, own in zip(records, asked, strict=True)
+    )
+    if not same:
+      return None
+    plain = [{k: v for k, v in record.items() if k != 'contaminated'} for record in records]
+    return plain, [Grade(r['scores'], r['extracted'], r.get('notes', {})) for r in plain]
+
   @property
   def one_by_one(self) -> bool:
     """Whether runs cannot be asked at once.
@@ -163,7 +176,8 @@ class BenchmarkTask:
       if self.reading.unconditional:
         pairs += [(nothing, continuation) for continuation in question.continuations]
     texts = [Text(np.concatenate([ids, more]), len(ids)) for ids, more in pairs]
-    for found in scored(subject, texts, answers, self.options.tokens_per_batch):
+    width, name = self.options.tokens_per_batch, self.wanted.name
+    for found in scored(subject, texts, answers, width, name):
       at = 0
       records: list[Record] = []
       grades: list[Grade | None] = []
@@ -281,48 +295,8 @@ class BenchmarkTask:
       options.stop_ids,
       slots=options.slots,
       tokens_per_batch=options.tokens_per_batch,
+      name=self.wanted.name,
     )
-
-
-def written(
-  subject: Subject,
-  requests: Sequence[Request],
-  answers: Sequence[Answers],
-  tokenizer: Any,
-  stop_ids: Sequence[int],
-  *,
-  slots: int,
-  tokens_per_batch: int,
-) -> list[list[Any]]:
-  """Of each run, what was written for each request: {'text', 'tokens' (their number), 'finish'}."""
-  keys = [request_key(request) for request in requests]
-  todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
-  engine = Engine(
-    subject, detokenizer(tokenizer), stop_ids, slots=slots, tokens_per_batch=tokens_per_batch
-  )
-
-  def keep(run: int, index: int, output: Any) -> None:
-    value = {'text': output.text, 'tokens': len(output.ids), 'finish': output.finish}
-    answers[run].put(keys[todo[index]], value)
-
-  engine.generate([requests[i] for i in todo], keep)
-  return [[held[key] for key in keys] for held in answers]
-
-
-def scored(
-  subject: Subject, texts: Sequence[Text], answers: Sequence[Answers], tokens_per_batch: int
-) -> list[list[tuple[float, bool]]]:
-  """Of each run, the log-likelihood of each text's scored tokens and whether all were greedy."""
-  keys = [text_key(text) for text in texts]
-  todo = [i for i, key in enumerate(keys) if any(key not in held for held in answers)]
-
-  def keep(index: int, one: loglik.Scored) -> None:
-    totals, greedy = (np.atleast_1d(part) for part in loglik.sums(one))
-    for run, held in enumerate(answers):
-      held.put(keys[todo[index]], [float(totals[run]), bool(greedy[run])])
-
-  loglik.score(subject, [texts[i] for i in todo], tokens_per_batch, keep)
-  return [[tuple(held[key]) for key in keys] for held in answers]
 
 
 def _digest(value: Any) -> str:

@@ -85,8 +85,7 @@ class Driver:
     size = plan.size if plan else size_of([run.program for run in runs], few)
     self.runs: list[Run | None] = [by_id.get(name) for name in names]
     self._loader = make_loader(self.runs, size.slots, few, plan.shape if plan else None)
-    _, micros, rows, tokens = self._loader.shape
-    self._plan = place.Plan(names, size, (micros, rows, tokens))
+    self._plan = place.Plan(names, size, self._loader.shape)
     self._cohort = Cohort(
       [run.program if run else None for run in self.runs],
       [run.total_steps if run else 0 for run in self.runs],
@@ -249,8 +248,8 @@ class Driver:
     subject = self._cohort.subject(base, state.trained if base is None else None, [0])
     for slot, run in to_do:
       if not self._options.alone:
-        found = self._session.base_scores
-        joint.give_base(run.scoring, subject, self._cohort.base_key, found)
+        found, before = self._session.base_scores, self._session.base_records
+        joint.give_base(run.scoring, subject, self._cohort.base_key, found, before)
       run.put_row(0, run.scoring.run(subject, 0, self._reject(slot)))
 
   def _snapshot(self, base: Tree | None, state: TrainState, step: int) -> None:

@@ -16,14 +16,15 @@ from ml_collections import ConfigDict
 
 from sft_jax import results
 from sft_jax import spec as spec_lib
-from sft_jax.evals import chats, core, served
+from sft_jax.evals import chats, core, served, stats
 from sft_jax.evals import model as eval_model
 from sft_jax.evals.endpoint import Endpoint
-from sft_jax.execution import inputs, opened, runner, scoring
+from sft_jax.execution import graft, inputs, opened, runner, scoring
+from sft_jax.execution.session import Session
 from sft_jax.execution.workdir import Workdir
 from sft_jax.models import source
-from sft_jax.train import loop
-from sft_jax.utils import io, log
+from sft_jax.train import loop, precision
+from sft_jax.utils import io, log, peers, tables
 from sft_jax.utils.errors import Interrupted, UserError
 
 _ANY = 2**30
@@ -38,6 +39,7 @@ class _Evaluated:
   writer: core.Writer
   data: inputs.Data | None
   row: results.Row
+  change: graft.Change | None = None
 
   @property
   def window(self) -> int:
@@ -66,6 +68,7 @@ def evaluate(config: Any, workdir: str) -> results.Row:
         one = _served(config, target, place, stop)
       else:
         one = _snapshot(config, *run, stop) if run else _model(config)
+      made = one.change.grafts(config.eval.graft) if one.change else []
       identity = _identity(config, one)
       _refuse_others(place, identity)
       cache = source.cache_root(config.cache_dir) / 'tokenised'
@@ -81,23 +84,71 @@ def evaluate(config: Any, workdir: str) -> results.Row:
     with place.taken():
       _refuse_others(place, identity)
       place.put_json('config.json', {'evaluated': identity, 'config': config.to_dict()})
+      if made:
+        return _score_grafts(config, one, made, place, stop, cache)
       scores = tasks.run(one.subject, 0, lambda step: None)
       # What other tasks have given before stays.
       before = next(iter(place.rows()), {})
       row = before | one.row | scores
       place.put_row(row)
   for name in tasks.headline:
-    error = row.get(f'{name}-stderr')
-    tail = f' ± {error:.2f}' if isinstance(error, float) else ''
-    log.say(f'{name:<32} {row[name]:.2f}{tail}' if name in row else f'{name:<32} not graded')
+    log.say(_line(row, name))
   log.say(f'rows.jsonl and samples/ are in {workdir}')
   return row
+
+
+def _line(row: results.Row, name: str) -> str:
+  """One score as people read it, with its standard error where there are items enough for one."""
+  if name not in row:
+    return f'{name:<32} not graded'
+  out, error = f'{name:<32} {row[name]:.2f}', row.get(f'{name}-stderr')
+  if not isinstance(error, float):
+    return out
+  # What counts the items may serve several columns: heldout-n those of ppl-heldout-response.
+  parts = f'{name.removeprefix("ppl-")}-'
+  counts = [key for key in row if key.endswith('-n') and parts.startswith(key[:-1])]
+  items = row[max(counts, key=len)] if counts else stats.FEWEST
+  return f'{out} (n={items}, too few for ±)' if items < stats.FEWEST else f'{out} ± {error:.2f}'
+
+
+def _score_grafts(
+  config: Any,
+  one: _Evaluated,
+  made: list[graft.Graft],
+  place: Workdir,
+  stop: loop.StopSignal,
+  cache: Any,
+) -> results.Row:
+  """Scores each graft in a workdir of its own below `grafts/`, and writes `grafts.csv`."""
+  if one.change is None:
+    raise ValueError('nothing to graft')
+  session, norms = Session(), one.change.norms()
+  rows: dict[str, results.Row] = {}
+  for which in made:
+    own = Workdir(str(place.path / 'grafts' / which.name))
+    asked = scoring.Scoring(
+      config.eval, one.data, one.writer, one.window, own, stop, session, cache
+    )
+    scores = asked.run(one.change.subject(which), 0, lambda step: None)
+    rows[which.name] = one.row | scores
+    own.put_row(rows[which.name])
+    told = ', '.join(f'{name} {scores[name]:.2f}' for name in asked.headline if name in scores)
+    log.say(f'{which.name:<10} {told}')
+  file = place.path / 'grafts.csv'
+  table = graft.table(made, rows, norms)
+  if peers.is_first():
+    about = {'probe': 'grafts', 'format': graft.FORMAT, 'graft': config.eval.graft}
+    tables.write_rows(file, table, about | {'layer-norms': norms.tolist()})
+  log.say(f'what each band does by itself is in {file}')
+  return {'grafts': os.fspath(file), 'rows': table}
 
 
 def _identity(config: Any, one: _Evaluated) -> dict[str, Any]:
   """What all scores in one workdir share: the model, and how all tasks are asked."""
   names = ('run-id', 'step', 'compute-dtype', 'quantize')
   asked = {name: config.eval[name] for name in ('template', 'seed')}
+  if config.eval.graft:
+    asked |= {'graft': config.eval.graft, 'graft-base': config.eval.graft_base}
   return {name: one.row.get(name) for name in names} | asked
 
 
@@ -111,7 +162,8 @@ def _refuse_others(place: Workdir, identity: dict[str, Any]) -> None:
     return
   what = 'the workdir of a run'
   if evaluated:
-    pairs = ((name, evaluated.get(name), value) for name, value in identity.items())
+    names = evaluated | identity
+    pairs = ((name, evaluated.get(name), identity.get(name)) for name in names)
     differ = (f'{name} was {old!r}, is {new!r}' for name, old, new in pairs if old != new)
     what = f'this workdir holds another evaluation: {"; ".join(differ)}'
   raise UserError(what, str(place.path), 'choose another --workdir')
@@ -121,6 +173,12 @@ def _model(config: Any) -> _Evaluated:
   """What `config.model` names."""
   one = opened.of_base(config)
   spec, model = one.spec, one.model
+  # Perplexity and the built-in questions are asked as a run would be; all else as eval.template.
+  names, wanted = core.task_names(config.eval.tasks)
+  others = bool(wanted) or any(name not in core.TASK_NAMES for name in names)
+  asked = others and config.eval.template != 'train'
+  if config.data.select:
+    log.warn('config.data.select is of training: perplexity is of all the data')
   if config.data.name or config.data.path:
     data = inputs.load_data(spec, model.tokenizer, [], config.data.dir)
   else:
@@ -130,12 +188,31 @@ def _model(config: Any) -> _Evaluated:
     'data_name': 'pretrain',
     'run-id': one.digest,
     'step': 0,
-    'template': spec.template,
+    'template': config.eval.template if asked else spec.template,
     'compute-dtype': spec.compute_dtype,
     'quantize': spec.quantize,
   }
   writer = core.Writer(model.tokenizer, spec.template, config.eval.max_new_tokens)
-  return _Evaluated(one.load(), writer, data, row)
+  subject, change = one.load(), None
+  if config.eval.graft:
+    change = graft.Change(subject, _graft_base(config, one))
+  return _Evaluated(subject, writer, data, row, change)
+
+
+def _graft_base(config: Any, tuned: opened.Opened) -> Any:
+  """Parameters that a whole model was trained from; None where none are named."""
+  if not config.eval.graft_base:
+    return None
+  own = ConfigDict(config.to_dict())
+  own.model.path, own.model.adapter = config.eval.graft_base, ''
+  base = opened.of_base(own)
+  if base.model.cfg != tuned.model.cfg or config.model.adapter:
+    raise UserError(
+      f'{tuned.name} is no whole model of the shape of {base.name}',
+      'config.eval.graft_base',
+      'name the base it was fine-tuned from; an adapter needs none',
+    )
+  return base.load().params['base']
 
 
 def _served(config: Any, target: chats.Target, place: Workdir, stop: loop.StopSignal) -> _Evaluated:
@@ -145,6 +222,7 @@ def _served(config: Any, target: chats.Target, place: Workdir, stop: loop.StopSi
     ('eval.template', config.eval.template not in ('chat', 'train'), 'use chat'),
     ('eval.budget_seconds', bool(config.eval.budget_seconds), 'use config.eval.limit'),
     ('eval.samples', bool(config.eval.samples), 'use 0'),
+    ('eval.graft', bool(config.eval.graft), 'leave it out'),
     ('model.adapter', bool(config.model.adapter), 'let the endpoint serve it'),
     ('data', bool(config.data.name or config.data.path), 'leave config.data.name and .path empty'),
   ):
@@ -187,4 +265,10 @@ def _snapshot(config: Any, directory: str, step: str, stop: loop.StopSignal) -> 
   row = {name: value for name, value in before.items() if name in results.IDENTITY}
   factors = {spec_lib.FACTORS[f].column: value for f, value in job.spec.factors().items()}
   row = {**factors, **row, 'run-id': job.run_id, 'step': number}
-  return _Evaluated(job.program.subject(base, weights), job.writer, job.data, row)
+  subject, change = job.program.subject(base, weights), None
+  if config.eval.graft:
+    # In the type training began from: a coarser one would graft its rounding.
+    dtype = precision.DTYPES[job.spec.param_dtype]
+    whole = None if job.program.is_lora else job.program.load_base(dtype)
+    change = graft.Change(subject, whole)
+  return _Evaluated(subject, job.writer, job.data, row, change)

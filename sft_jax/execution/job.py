@@ -7,6 +7,7 @@ Not for training it, alone or among others (`driver.py`), or for what a config a
 import contextlib
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from sft_jax.data import datasets
 from sft_jax.data import loader as loader_lib
 from sft_jax.data.sampler import Sampler
 from sft_jax.evals import core
-from sft_jax.execution import delta_export, scoring, summary
+from sft_jax.evals.model import Subject
+from sft_jax.execution import delta_export, scoring, selected, summary
 from sft_jax.execution.cohort import Cohort, size_of
 from sft_jax.execution.program import Program, tokens_per_micro
 from sft_jax.execution.session import Session
@@ -90,6 +92,9 @@ class Run:
     bench = [path.strip() for path in config.data.bench_files.split(',') if path.strip()]
     self.data = session.data(spec, self.model, bench, config.data.dir)
     self.contents = session.contents(self.model, self.data, spec.template)
+    self._selected: dict[str, Any] = {}
+    if spec.data_select:
+      self._select()
     self.run_id = spec_lib.run_id(spec, self.contents)
     self.workdir.check(spec, self.run_id)
     self.sampler = Sampler(len(self.data.train), spec.batch_size, spec.epochs, spec.seed_data)
@@ -121,6 +126,25 @@ class Run:
         'records (config.data.heldout_share), or export the last',
       )
 
+  def _select(self) -> None:
+    """Leaves in the data what `config.data.select` takes."""
+    program = self.program
+
+    def base() -> Subject:
+      params = program.bases.frozen(program.model, program.mesh, program.dtype, self.spec.quantize)
+      return program.subject(params, None)
+
+    prepared = self.session.prepared_dir
+    self.data, self._selected = selected.select(
+      self.data,
+      self.spec,
+      self.contents,
+      base,
+      Path(prepared or source.cache_root(self.config.cache_dir)) / 'perplexity',
+      self.config.eval.tokens_per_batch,
+    )
+    self.contents = self.session.contents(self.model, self.data, self.spec.template)
+
   @functools.cached_property
   def loader(self) -> loader_lib.Loader:
     """Its batches where it is trained by itself."""
@@ -149,6 +173,8 @@ class Run:
     provenance = self.session.provenance()
     self.workdir.claim(self.config, self.spec, self.contents, self.run_id, provenance)
     self.workdir.put_json('audit.json', self.data.audit.as_json())
+    if self._selected:
+      self.workdir.put_json('selection.json', self._selected)
 
   def sources(self, index: int) -> list[str]:
     """Where the examples of the step with this index came from."""
@@ -263,7 +289,7 @@ def make_loader(
   runs: list[Run | None],
   slots: int,
   few_shapes: bool,
-  shape: tuple[int, int, int] | None = None,
+  shape: tuple[int, int, int, int] | None = None,
 ) -> loader_lib.Loader:
   """Batches of runs that are trained as one program, in so many slots.
 
@@ -282,7 +308,7 @@ def make_loader(
     row_length=train.row_length,
     rows_per_micro=train.rows_per_micro,
     # Runs side by side share the memory of one.
-    tokens_per_micro=max(1, tokens_per_micro() * shards // slots),
+    tokens_per_micro=tokens_per_micro() * shards,
     row_shards=shards,
     few_shapes=few_shapes,
     shape=shape,

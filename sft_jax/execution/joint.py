@@ -6,7 +6,7 @@ What is found is written down by each run's own `Scoring`, as if it had asked it
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from sft_jax.evals import core
@@ -18,7 +18,11 @@ from sft_jax.utils.errors import Diverged
 
 
 def give_base(
-  scoring: Scoring, subject: Subject, base: Hashable, found: dict[Hashable, Any]
+  scoring: Scoring,
+  subject: Subject,
+  base: Hashable,
+  found: dict[Hashable, Any],
+  before: Mapping[str, Sequence[dict[str, Any]]],
 ) -> None:
   """Hands over what is known of a base, after computing what is not.
 
@@ -26,7 +30,8 @@ def give_base(
     scoring: Of a run on that base.
     subject: The base.
     base: Names it, and how it is computed.
-    found: By base and task, what was found before; added to.
+    found: By base and task, what was found here; added to.
+    before: By task, records of an earlier evaluation of the same base.
 
   Raises:
     Interrupted: asked to stop; what was answered is kept.
@@ -40,6 +45,9 @@ def give_base(
     if name is None:
       continue
     at = (base, name)
+    if isinstance(task, BenchmarkTask) and task.wanted.name in before and at not in found:
+      known = task.taken_over(before[task.wanted.name])
+      found |= {at: known} if known is not None else {}
     if at not in found:
       scoring.go_on()
       answers = scoring.answers(0)

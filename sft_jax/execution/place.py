@@ -26,12 +26,12 @@ class Plan:
   Attributes:
     runs: Identities by slot.
     size: What they are padded to.
-    shape: (microbatches, rows, tokens) of a batch.
+    shape: (lanes, microbatches, rows, tokens) of a batch.
   """
 
   runs: tuple[str, ...]
   size: Size
-  shape: tuple[int, int, int]
+  shape: tuple[int, int, int, int]
 
   @property
   def identity(self) -> str:
@@ -51,8 +51,8 @@ def find(place: str, ids: set[str], known: set[str]) -> Plan | None:
   held = peers.from_first(io.read_json(file) if file.exists() else None)
   if held is None or not ids <= set(held['runs']) <= ids | known:
     return None
-  micros, rows, tokens = held['shape']
-  return Plan(tuple(held['runs']), Size(**held['size']), (micros, rows, tokens))
+  lanes, micros, rows, tokens = held['shape']
+  return Plan(tuple(held['runs']), Size(**held['size']), (lanes, micros, rows, tokens))
 
 
 def open_states(place: str, plan: Plan, config: Any) -> Checkpoints:

@@ -38,7 +38,7 @@ def run(config: Any, workdir: str) -> list[results.Row]:
     else:
       log.say(f'{workdir}: already done, nothing to do')
     about = {'workdir': workdir, 'format': config.export.format}
-    about |= {'method': job.spec.method, 'base': job.spec.base}
+    about |= {'method': job.spec.method, 'base': job.spec.base, 'data': config.data.path}
     for line in summary.lines(job.workdir, job.scoring.headline, about):
       log.say(line)
     return job.workdir.rows()

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -56,6 +56,7 @@ class Session:
     bases: Pretrained parameters.
     steps: Train steps made so far, by what is compiled into them and the shapes they serve.
     base_scores: What tasks found on a base, by base and task.
+    base_records: By task, what an evaluation of the one base of all runs has found before.
     budgets: Items that a time pays for, by how tasks are asked.
   """
 
@@ -70,6 +71,7 @@ class Session:
     self.bases = Bases(keep_host=shared)
     self.steps: dict[Hashable, TrainStep] = {}
     self.base_scores: dict[Hashable, Any] = {}
+    self.base_records: Mapping[str, Sequence[dict[str, Any]]] = {}
     self.budgets: dict[str, dict[str, Any]] = {}
     self._tasks: dict[Hashable, BenchmarkTask] = {}
     self._contaminated: dict[Hashable, list[bool]] = {}

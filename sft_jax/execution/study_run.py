@@ -29,7 +29,7 @@ from sft_jax.study import (
 )
 from sft_jax.study.directory import StudyDirectory, StudyRecord
 from sft_jax.study.live import Live
-from sft_jax.utils import io, lease, log, peers, process
+from sft_jax.utils import io, lease, log, peers, process, words
 from sft_jax.utils.errors import Interrupted, UserError
 
 Entries = Iterable[Mapping[str, Any]]
@@ -37,8 +37,10 @@ Entries = Iterable[Mapping[str, Any]]
 _FILES = 60
 
 
-def run(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
+def run(config: Any, entries: Entries, workdir: str, session: Any = None) -> dict[str, Any]:
   """Works on a study until nothing is left that can be done here, and writes its tables.
+
+  A `Session` may be shared with other studies of this process, where Ray spreads none of them.
 
   Raises:
     UserError: bad input; or some runs were given up, which the tables say too.
@@ -52,13 +54,14 @@ def run(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
   study = expand(config, entries, _ray_backend(config) if on_ray else _backend(config))
   if config.study.equal != 'none':
     cost.comparability(study, study_sizes.sizes(study))
-  _say_study(study, workdir)
+  cohorts = words.count(len(study.cohorts), 'cohort')
+  log.say(f'study in {workdir}: {words.count(len(study.runs), "run")} in {cohorts}')
   with loop.StopSignal(config.max_seconds) as stop:
     try:
       if on_ray:
         _spread(study, config, entries, workdir, stop)
       else:
-        _work(study, config, workdir, stop, wait=config.study.wait)
+        _work(study, config, workdir, stop, config.study.wait, session)
     except Interrupted:
       if peers.is_first():
         with contextlib.suppress(UserError):  # The stop is what is told.
@@ -70,8 +73,16 @@ def run(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
   return _end(workdir)
 
 
-def plan_mode(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
+def plan_mode(
+  config: Any, entries: Entries, workdir: str, command: Sequence[str] = ()
+) -> dict[str, Any]:
   """Says what a study is and takes; with the workdir of a study, also whether it may go on there.
+
+  Args:
+    config: What the runs share.
+    entries: The runs, as overrides.
+    workdir: Of the study; '' for none.
+    command: Words that run the study, for what is told of chips; none tells flags alone.
 
   Raises:
     UserError: a bad run, or another study is in the workdir.
@@ -92,19 +103,20 @@ def plan_mode(config: Any, entries: Entries, workdir: str) -> dict[str, Any]:
     if changes:
       raise UserError(f'this workdir holds another study: {"; ".join(changes)}', workdir)
   return plan_text.as_json(study, sizes) | (
-    _on_chips(study, config, sizes) if config.plan.topology else {}
+    _on_chips(study, config, sizes, command) if config.plan.topology else {}
   )
 
 
-def _on_chips(study: plan.Study, config: Any, sizes: cost.Sizes) -> dict[str, Any]:
+def _on_chips(
+  study: plan.Study, config: Any, sizes: cost.Sizes, command: Sequence[str]
+) -> dict[str, Any]:
   """What the study takes on `config.plan.topology`."""
   from sft_jax.ahead import plan as ahead_plan
   from sft_jax.ahead import text
 
-  lengths = {key: data.tokens / data.examples for key, data in sizes.data.items() if data.tokens}
-  found = ahead_plan.plan(study, config, lengths)
+  found = ahead_plan.plan(study, config, sizes.data)
   log.say('')
-  for line in text.lines(found, config):
+  for line in text.lines(found, config, command):
     log.say(line)
   ahead_plan.refuse_if_too_large(found)
   return {'on_chips': text.as_json(found, config)}
@@ -156,11 +168,6 @@ def _ray_backend(config: Any) -> str:
   return ray_engine.backend_of(ray_engine.resources_of(config.study.resources))
 
 
-def _say_study(study: plan.Study, workdir: str) -> None:
-  programs = len(study.cohorts)
-  log.say(f'study in {workdir}: {len(study.runs)} runs in {programs} cohorts')
-
-
 def _files(study: plan.Study) -> list[str]:
   """Local files that the runs are made of, besides models, whose identity each run records."""
   from sft_jax.data import datasets
@@ -205,11 +212,13 @@ class _Room:
     self._quota.require(self._workdir, max(more, 0), max(files, 0), what)
 
 
-def _work(study: plan.Study, config: Any, workdir: str, stop: contract.Stop, *, wait: bool) -> None:
+def _work(
+  study: plan.Study, config: Any, workdir: str, stop: contract.Stop, wait: bool, session: Any = None
+) -> None:
   """Works in this process, and those that form one program with it."""
   from sft_jax.execution.study_together import Together
 
-  together = Together(study, workdir)
+  together = Together(study, workdir, session)
   if not peers.is_first():
     together.follow(stop)
     return
@@ -252,7 +261,8 @@ def _spread(
   finally:
     stop_file.unlink(missing_ok=True)
   if stop.requested and (left := _unsettled(place, record)):
-    raise Interrupted(f'{stop.reason}, with {len(left)} cohorts to do; start again to go on')
+    cohorts = words.count(len(left), 'cohort')
+    raise Interrupted(f'{stop.reason}, with {cohorts} to do; start again to go on')
 
 
 def _unsettled(place: StudyDirectory, record: StudyRecord) -> list[str]:
@@ -290,7 +300,7 @@ def ray_worker(given: str, where: Mapping[str, str], patient: bool) -> dict[str,
       os.chdir(where['directory'])
     with loop.StopSignal() as stop, _stopped_by(epath.Path(where['stop']), stop):
       study = expand(config, held['entries'], _backend(config))
-      _work(study, config, where['workdir'], stop, wait=patient)
+      _work(study, config, where['workdir'], stop, patient)
   except Interrupted:
     return {'error': ''}
   except UserError as e:

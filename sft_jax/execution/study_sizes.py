@@ -5,17 +5,22 @@ have it, where records and tokenizer are at hand; a plan fetches nothing larger 
 for adding up: `study/cost.py`.
 """
 
+import contextlib
+import dataclasses
 import math
+import pathlib
 from typing import Any
 
 import jax
 
-from sft_jax.data import datasets, named
+from sft_jax.data import datasets, licences
 from sft_jax.execution.session import DATA_FACTORS, Session
 from sft_jax.models import families, lora, published, source, wheel
+from sft_jax.models import hub as hub_models
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.study import cost, plan
+from sft_jax.utils import cards
 from sft_jax.utils.errors import UserError
 
 
@@ -31,15 +36,17 @@ def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
   """
   models: dict[str, cost.ModelSize] = {}
   for run in study.runs:
-    if run.spec.base not in models and (found := model_size(run)):
-      models[run.spec.base] = found
+    base = run.spec.base
+    if base not in models and (found := model_size(run)):
+      licence = base_licence(base, run.config.cache_dir)
+      models[base] = dataclasses.replace(found, licence=licence)
   session = Session(prepared_dir)
   counted: dict[tuple[Any, ...], cost.DataSize] = {}
   data: dict[str, cost.DataSize] = {}
   for run in study.runs:
     if not _at_hand(run):
       continue
-    factors = (getattr(run.spec, name) for name in DATA_FACTORS)
+    factors = (getattr(run.spec, name) for name in (*DATA_FACTORS, 'data_select'))
     key = (run.spec.base, run.config.data.dir, *factors)
     if key not in counted:
       counted[key] = _count(run, session)
@@ -48,9 +55,8 @@ def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
 
 
 def model_size(run: plan.Planned) -> cost.ModelSize | None:
-  """Sizes of a run's base; None where its config cannot be had."""
+  """Sizes of a run's base, without its licence; None where its config cannot be had."""
   name = run.spec.base.partition('@')[0]
-  licence = published.MODELS.get(name, '')
   if name in published.MODELS:
     raw = published.raw_config(name)
   else:
@@ -67,8 +73,23 @@ def model_size(run: plan.Planned) -> cost.ModelSize | None:
     layers=cfg.num_layers,
     width=cfg.num_heads * cfg.head_dim,
     adapter_a_rank=sum(math.prod(shape) for _, shape in table.values()),
-    licence=licence,
   )
+
+
+def base_licence(base: str, cache_dir: str = '') -> str:
+  """As published, or as the model's files on this machine say; '' where neither is known."""
+  if (name := base.partition('@')[0]) in published.MODELS:
+    return published.MODELS[name]
+  cache = source.cache_root(cache_dir or None)
+  with contextlib.suppress(UserError):
+    where = source.place(base)
+    if where == 'hub':
+      return cards.licence(hub_models.config_file(base).parent)
+    if where == 'local' and (found := cards.licence(pathlib.Path(base).expanduser())):
+      return found
+    if where != 'wheel' or wheel.is_here(base, cache):
+      return source.resolve(base, cache).license
+  return ''
 
 
 def _at_hand(run: plan.Planned) -> bool:
@@ -89,14 +110,19 @@ def _count(run: plan.Planned, session: Session) -> cost.DataSize:
   model = session.model(spec.base, config.cache_dir, spec.max_length, config.model.name, mesh)
   bench = [path.strip() for path in config.data.bench_files.split(',') if path.strip()]
   train = session.data(spec, model, bench, config.data.dir).train
+  tokens = sum(map(len, train))
   supervised = sum(int((example.loss_weight > 0).sum()) for example in train)
-  return cost.DataSize(len(train), sum(map(len, train)), supervised)
+  if (chosen := spec.selection) is None:
+    return cost.DataSize(len(train), tokens, supervised)
+  # Which ones are selected takes weights to know; their number does not.
+  count = chosen.count(len(train))
+  share = count / len(train)
+  return cost.DataSize(count, round(tokens * share), round(supervised * share))
 
 
 def _licences(study: plan.Study) -> dict[str, str]:
-  """As published with each named part; '' of the user's own files."""
-  found = {}
+  """As published with each part, or as the files beside it say; '' where none is stated."""
+  found: dict[str, str] = {}
   for run in study.runs:
-    for part in datasets.parts(run.spec.data_name, run.spec.data_path):
-      found[part] = str(named.DATASETS[part]['licence']) if part in named.DATASETS else ''
+    found |= licences.of(run.spec.data_name, run.spec.data_path)
   return found

@@ -25,11 +25,11 @@ _APART_S = 60.0
 class Together:
   """What a process does of a study, beside the others of its program."""
 
-  def __init__(self, study: contract.Study, workdir: str):
-    """Reads nothing yet."""
+  def __init__(self, study: contract.Study, workdir: str, session: Session | None = None):
+    """Reads nothing yet; `session` may be shared with other studies."""
     self._place = StudyDirectory(workdir)
     self._configs = {run.key: run.config for run in study.runs}
-    self._session = Session(os.fspath(self._place.path / 'prepared'))
+    self._session = session or Session(os.fspath(self._place.path / 'prepared'))
     self._told = 0
 
   @property

@@ -10,6 +10,8 @@ from sft_jax import spec as spec_lib
 from sft_jax.execution.workdir import Workdir
 
 _WIDTH = 46
+# What a run leaves that is worth a look, as far as it is there.
+_TOLD = ('rows.jsonl', 'metrics.jsonl', 'audit.json', 'samples/')
 
 
 def lines(workdir: Workdir, columns: Sequence[str], about: Mapping[str, str]) -> list[str]:
@@ -18,19 +20,16 @@ def lines(workdir: Workdir, columns: Sequence[str], about: Mapping[str, str]) ->
   Args:
     workdir: The run's directory.
     columns: Score columns to show.
-    about: `workdir`, export `format` and `method`, for the advice.
+    about: For the advice: `workdir`, export `format`, `method`, `base`, and `data` where they are a
+      path that the user gave.
   """
   rows = workdir.rows()
-  out = ['', *results.comparison(_first_and_few(rows), columns)]
+  out = ['', *results.comparison(rows, columns)]
   before, after = workdir.items(0, 'samples'), workdir.items(rows[-1]['step'], 'samples')
   for old, new in zip(before, after, strict=False):
     out += ['', *_side_by_side(old, new)]
-  return [*out, '', *_advice(about)]
-
-
-def _first_and_few(rows: list[results.Row]) -> list[results.Row]:
-  """The base and at most the last four snapshots."""
-  return [rows[0], *rows[1:][-4:]]
+  kept = [name for name in _TOLD if (workdir.path / name.rstrip('/')).exists()]
+  return [*out, '', *_advice(about, kept)]
 
 
 def _side_by_side(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -48,9 +47,9 @@ def _side_by_side(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
   return out + [f'{a:<{_WIDTH}} | {b}' for a, b in zip(left, right, strict=True)]
 
 
-def _advice(about: Mapping[str, str]) -> list[str]:
+def _advice(about: Mapping[str, str], kept: Sequence[str]) -> list[str]:
   workdir = about['workdir']
-  out = [f'All of it is in {workdir}: rows.jsonl, metrics.jsonl, audit.json, samples/.', 'Next:']
+  out = [f'All of it is in {workdir}: {", ".join(kept)}.', 'Next:']
   out.append(f'  tensorboard --logdir {workdir}')
   if about['format'] == 'delta':
     out.append(f'  --mode=release --workdir={workdir} adds what rebuilds {workdir}/export/delta')
@@ -66,11 +65,12 @@ def _advice(about: Mapping[str, str]) -> list[str]:
       f'  the same command with --mode=export --config.export.format=hf writes a '
       f'{"merged " if about["method"] == "lora" else ""}Hugging Face model'
     )
-  return [
-    *out,
-    '  train on your own file: --config=configs/sft.py:lora --config.model.path=… '
-    '--config.data.path=my.jsonl',
-  ]
+  if not about['data']:
+    out.append(
+      '  train on your own file: --config=configs/sft.py:lora --config.model.path=… '
+      '--config.data.path=my.jsonl'
+    )
+  return out
 
 
 def card(

@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.utils import hub_errors, lease
+from sft_jax.utils import hub_errors, lease, words
 from sft_jax.utils.errors import Diverged, OutOfMemory, UserError
 
 MEMORY, NUMBERS, OTHER, DEATH = 'memory', 'numbers', 'other', 'death'
@@ -111,7 +111,9 @@ def died(
   after = dataclasses.replace(part, open=False, deaths=deaths)
   if deaths <= retries:
     return [after], {}
-  reason = f'the process died {deaths} times without a word, and had done nothing new'
+  reason = (
+    f'the process died {words.count(deaths, "time")} without a word, and had done nothing new'
+  )
   return _smaller(after, left, Failure(DEATH, reason))
 
 

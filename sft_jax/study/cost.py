@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.study import licences, plan
-from sft_jax.utils import chips
+from sft_jax.utils import chips, words
 from sft_jax.utils.errors import UserError
 
 # Runs count as equal within this share: examples and steps can be made equal, token counts only
@@ -147,7 +147,7 @@ def cost(study: plan.Study, sizes: Sizes) -> Cost:
 
 def examples_of(run: plan.Planned, sizes: Sizes) -> int:
   """Training examples of a run: as prepared, else as planned; 0 if unknown."""
-  return sizes.data[run.key].examples if run.key in sizes.data else run.spec.data_size
+  return sizes.data[run.key].examples if run.key in sizes.data else run.spec.planned_size
 
 
 def passes(run: plan.Planned, sizes: Sizes) -> DataSize:
@@ -202,8 +202,9 @@ def comparability(study: plan.Study, sizes: Sizes | None = None) -> str:
     UserError: two runs that are not equal.
   """
   rule, sizes = study.config.study.equal, sizes or Sizes()
+  chosen = _chosen_apart(study)
   if rule == 'none':
-    return 'runs may differ in how much they are trained (config.study.equal=none)'
+    return f'runs may differ in how much they are trained (config.study.equal=none){chosen}'
   amounts = {run.name: _amount(rule, run, sizes) for run in study.runs}
   known = {name: amount for name, amount in amounts.items() if amount}
   if known:
@@ -215,12 +216,25 @@ def comparability(study: plan.Study, sizes: Sizes | None = None) -> str:
         'make them equal by data.size, train.epochs or train.batch_size, or set it to none',
       )
   left = len(amounts) - len(known)
-  later = f'; of {left} runs it is told once their data are prepared' if left else ''
+  later = f'; of {words.count(left, "run")} it is told once their data are prepared' if left else ''
   within = f' within {TOLERANCE[rule]:.0%}' if TOLERANCE[rule] else ''
-  return f'{rule} are equal{within} in {len(known)} runs{later}'
+  return f'{rule} are equal{within} in {words.count(len(known), "run")}{later}{chosen}'
+
+
+def _chosen_apart(study: plan.Study) -> str:
+  """Says where runs that look alike are trained on different examples."""
+  bases = {run.spec.base for run in study.runs if run.spec.data_select}
+  if len(bases) < 2:
+    return ''
+  return (
+    f'; config.data.select takes other examples for each of {len(bases)} bases: between them, runs '
+    'of one data set differ in their examples too'
+  )
 
 
 def _amount(rule: str, run: plan.Planned, sizes: Sizes) -> float | None:
+  if run.spec.data_select and rule in ('flops', 'supervised'):
+    return None  # How long the selected examples are is not known before they are scored.
   if rule == 'flops':
     return flops(run, sizes)
   if rule == 'steps':
@@ -269,11 +283,12 @@ def _unknown(runs: Sequence[plan.Planned], sizes: Sizes, licence: Mapping[str, s
   no_size = sum(not examples_of(run, sizes) for run in runs)
   no_tokens = sum(not passes(run, sizes).tokens for run in runs)
   assumed = sum(run.key not in sizes.data for run in runs) - no_tokens
+  of = lambda number, one='run': words.count(number, one)
   return [
-    *([f'sizes of {len(models)} models, such as {next(iter(models))}'] if models else []),
-    *([f'the number of examples of {no_size} runs (data.size is 0)'] if no_size else []),
-    *([f'the tokens of {no_tokens} runs (no data here, and no {_TOKENS})'] if no_tokens else []),
-    *([f'the tokens of {assumed} runs: as many as {_TOKENS} says'] if assumed > 0 else []),
+    *([f'sizes of {of(len(models), "model")}, such as {next(iter(models))}'] if models else []),
+    *([f'the number of examples of {of(no_size)} (data.size is 0)'] if no_size else []),
+    *([f'the tokens of {of(no_tokens)} (no data here, and no {_TOKENS})'] if no_tokens else []),
+    *([f'the tokens of {of(assumed)}: as many as {_TOKENS} says'] if assumed > 0 else []),
     *(f'the licence of {name}' for name, text in licence.items() if not text),
   ]
 

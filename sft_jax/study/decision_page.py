@@ -31,8 +31,8 @@ def write(directory: str, decision: Mapping[str, Any]) -> str:
     directory: Where to.
     decision: From `choose.as_json`, with any of `licences` ({candidate: licence of its data}),
       `command` (what trains the chosen recipe in full), `examples` (outputs side by side:
-      {'prompt', 'base', 'chosen'} each), `unit` (of costs) and `endpoint` ({'name', 'gain',
-      'pick-over'}).
+      {'prompt', 'base', 'chosen'} each), `unit` (of costs), `base` ({'name', 'licence'}) and
+      `endpoint` ({'name', 'gain', 'pick-over'}).
 
   Raises:
     UserError: they cannot be written.
@@ -48,7 +48,7 @@ def write(directory: str, decision: Mapping[str, Any]) -> str:
 def complete(decision: Mapping[str, Any]) -> dict[str, Any]:
   """A decision with nothing in place of what it does not say."""
   nothing: dict[str, Any] = {
-    **{'licences': {}, 'examples': [], 'endpoint': None},
+    **{'licences': {}, 'examples': [], 'endpoint': None, 'base': None},
     **dict.fromkeys(('command', 'unit'), ''),
   }
   return {**nothing, **decision}
@@ -98,7 +98,9 @@ def _asked(value: Mapping[str, Any]) -> str:
   """What was to be improved, in a sentence."""
   guards = list(value['candidates'][0]['guards']) if value['candidates'] else []
   kept = f' Guarded: {", ".join(guards)}.' if guards else ''
-  return f'To be improved: {", ".join(value["targets"])}.{kept}'
+  base = value['base']
+  of = f' The base: {base["name"]} (licence: {base["licence"]}).' if base else ''
+  return f'To be improved: {", ".join(value["targets"])}.{kept}{of}'
 
 
 def _sentences(value: Mapping[str, Any]) -> list[str]:

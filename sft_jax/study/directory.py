@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.utils import io, lease
+from sft_jax.utils import io, lease, words
 from sft_jax.utils.errors import UserError
 
 Json = dict[str, Any]
@@ -149,7 +149,7 @@ class StudyDirectory:
     changed = list(compare(before.definition, given.definition))
     gone = [name for key, name in before.names.items() if key not in given.names]
     if gone and not changed:
-      changed = [f'it has {len(gone)} runs that are no longer wanted, such as {gone[0]}']
+      changed = [f'it has {words.count(len(gone), "run")} no longer wanted, such as {gone[0]}']
     if changed:
       raise UserError(
         f'this workdir holds another study: {"; ".join(changed)}',

@@ -20,7 +20,7 @@ from sft_jax.study.cohort import Cohort, Reporter
 from sft_jax.study.contract import Outcome, RunCohort, Stop, Study
 from sft_jax.study.directory import Compare, Json, StudyDirectory, StudyRecord
 from sft_jax.study.live import Live
-from sft_jax.utils import hub_errors, io, lease, log, process
+from sft_jax.utils import hub_errors, io, lease, log, process, words
 from sft_jax.utils.errors import Interrupted, UserError
 
 
@@ -155,9 +155,9 @@ class Worker:
       if self._stop.requested:
         left = sum(not self._place.settled(run) for run in self._record.names)
         if left:
+          runs = words.count(len(self._record.names), 'run')
           raise Interrupted(
-            f'{self._stop.reason}, with {left} of {len(self._record.names)} runs to do; '
-            'start again to go on'
+            f'{self._stop.reason}, with {left} of {runs} to do; start again to go on'
           )
       waiting, others = self._turn()
       if not waiting and (not others or not self._options.wait):
@@ -309,7 +309,7 @@ class Worker:
   def _describe(self, part: Part) -> str:
     names = [self._record.names[run] for run in part.runs]
     shown = ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
-    return f'{len(names)} {"run" if len(names) == 1 else "runs"}: {shown}'
+    return f'{words.count(len(names), "run")}: {shown}'
 
   def _sleep(self, seconds: float) -> None:
     until = time.monotonic() + seconds

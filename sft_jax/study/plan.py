@@ -64,7 +64,7 @@ class Planned:
     Args:
       examples: Training examples; 0 takes `data.size`, which dropped records may undercut.
     """
-    per_epoch = math.ceil((examples or self.spec.data_size) / self.spec.batch_size)
+    per_epoch = math.ceil((examples or self.spec.planned_size) / self.spec.batch_size)
     return per_epoch, math.ceil(round(self.spec.epochs * per_epoch, 6))
 
   def snapshots(self, examples: int = 0) -> list[float]:
@@ -76,7 +76,7 @@ class Planned:
     Raises:
       UserError: `train.snapshot_at` names none, or one outside the run.
     """
-    per_epoch, total = self.steps(examples or self.spec.data_size or 10**9)
+    per_epoch, total = self.steps(examples or self.spec.planned_size or 10**9)
     return list(spec_lib.snapshot_steps(self.config.train.snapshot_at, per_epoch, total).values())
 
 
@@ -247,7 +247,7 @@ def cohorts(
     examples: {run key: training examples} where they are known; else `data.size`.
   """
   order = {run.key: index for index, run in enumerate(runs)}
-  known = {run.key: run.spec.data_size for run in runs} | dict(examples or {})
+  known = {run.key: run.spec.planned_size for run in runs} | dict(examples or {})
 
   def work(run: Planned) -> tuple[int, int]:
     """(examples a step, steps); of unknown data, epochs stand for steps."""

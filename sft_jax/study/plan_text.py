@@ -7,6 +7,7 @@ from typing import Any
 from sft_jax import spec as spec_lib
 from sft_jax.study import cost as cost_lib
 from sft_jax.study import plan
+from sft_jax.utils import words
 from sft_jax.utils.transfer import as_size
 
 # Runs and levels of a factor shown one by one.
@@ -17,10 +18,12 @@ def lines(study: plan.Study, sizes: cost_lib.Sizes | None = None) -> list[str]:
   """What `--mode=plan` says of a study: factors, what it takes, comparability, cohorts, runs."""
   sizes = sizes or cost_lib.Sizes()
   taken = cost_lib.cost(study, sizes)
+  one, bases = taken.bases == 1, words.count(taken.bases, 'base')
+  programs = words.count(taken.programs, 'program')
   rows = [
-    ('runs', f'{taken.runs:,} on {taken.bases} bases'),
-    ('snapshots', f'{taken.snapshots:,}, and {taken.bases} bases as they are'),
-    ('cohorts', f'{taken.cohorts:,}, at least {taken.programs} programs to compile'),
+    ('runs', f'{taken.runs:,} on {bases}'),
+    ('snapshots', f'{taken.snapshots:,}, and {bases} as {"it is" if one else "they are"}'),
+    ('cohorts', f'{taken.cohorts:,}, at least {programs} to compile'),
     ('steps', _number(taken.steps)),
     ('examples', _number(taken.examples)),
     ('tokens', f'{_number(taken.tokens)}, {_number(taken.supervised)} of them supervised'),
@@ -75,7 +78,7 @@ def _cohort_lines(study: plan.Study) -> list[str]:
     (c.runs[0].spec.base, c.runs[0].spec.method, len(c.runs)) for c in study.cohorts
   )
   return [
-    f'  {base:<42}{method:<6}{count} x {runs} run{"s" * (runs > 1)}'
+    f'  {base:<42}{method:<6}{count} x {words.count(runs, "run")}'
     for (base, method, runs), count in kinds.items()
   ]
 

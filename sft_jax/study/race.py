@@ -241,9 +241,9 @@ class Race:
     first = sum(before.seeds for before in self.rungs[:rung])
     seeds = range(first, first + self.rungs[rung].seeds)
     trials = [Trial(arm, rung, seed) for arm in arms for seed in seeds]
-    planned = sum(self._cost(trial.arm, rung) for trial in trials)
     done = evaluate(trials)
-    self._planned += planned
+    # What costs nothing was done for another arm, or not at all: it tells nothing of prices.
+    self._planned += sum(self._cost(trial.arm, rung) for trial, one in done.items() if one.cost)
     self.spent += sum(one.cost for one in done.values())
     for arm in arms:
       own = [done[t] for t in trials if t.arm == arm and t in done and done[t].scores]

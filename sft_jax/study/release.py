@@ -24,7 +24,7 @@ from sft_jax import results
 from sft_jax import spec as spec_lib
 from sft_jax.study import delta, release_cards, table
 from sft_jax.study.release_cards import Json, Model
-from sft_jax.utils import hub_errors, io, log
+from sft_jax.utils import hub_errors, io, log, words
 from sft_jax.utils.errors import UserError
 
 MANIFEST = 'manifest.json'
@@ -107,7 +107,7 @@ def write(
       os.replace(new, out)
   for run, why in left_out.items():
     log.say(f'left out {run}: {why}')
-  log.say(f'{len(models)} models, {size / 1e6:.1f} MB, in {out}')
+  log.say(f'{words.count(len(models), "model")}, {size / 1e6:.1f} MB, in {out}')
   return {
     'release': str(out), 'models': [m.key for m in models], 'left-out': left_out, 'bytes': size,
   }  # fmt: skip

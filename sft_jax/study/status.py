@@ -4,13 +4,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from etils import epath
 
 from sft_jax.study import archive
 from sft_jax.study.directory import Json, StudyDirectory, StudyRecord
-from sft_jax.utils import io, lease, log
+from sft_jax.utils import io, lease, log, words
 from sft_jax.utils.transfer import as_size
 
 # A last line of metrics.jsonl is shorter, even of a large cohort.
@@ -36,6 +35,7 @@ class CohortState:
     worker: Who works on it, '' if nobody.
     silent_s: Seconds since the worker's last sign of life, or None.
     attempts: Attempts that ended in a failure or without a word.
+    saved: Step that the part whose turn it is goes on from; 0 if nothing was saved of it.
   """
 
   key: str
@@ -50,6 +50,7 @@ class CohortState:
   worker: str = ''
   silent_s: float | None = None
   attempts: int = 0
+  saved: int = 0
 
 
 def cohort_state(place: StudyDirectory, key: str, runs: Sequence[str]) -> CohortState:
@@ -57,7 +58,7 @@ def cohort_state(place: StudyDirectory, key: str, runs: Sequence[str]) -> Cohort
   done = sum(place.finished(run) for run in runs)
   failed = sum(place.settled(run) for run in runs) - done
   steps, total, left = _progress(place, key, runs)
-  past = _log(place, key)
+  past = _attempts(place, key)['log']
   bad = sum(entry['end'] in ('failed', 'died') for entry in past)
   spent = sum(entry['seconds'] for entry in past)
   state = CohortState(
@@ -65,6 +66,7 @@ def cohort_state(place: StudyDirectory, key: str, runs: Sequence[str]) -> Cohort
   )
   if done + failed == len(runs):
     return dataclasses.replace(state, state='failed' if failed else 'done')
+  state = dataclasses.replace(state, saved=_saved_step(place, key))
   holder = lease.holder(place.lease(key))
   if holder is None:
     return state
@@ -125,8 +127,7 @@ def _disk(uses: Mapping[str, archive.Use]) -> str:
 
 def line(state: CohortState) -> str:
   """One cohort, in one line."""
-  runs = 'run' if state.runs == 1 else 'runs'
-  parts = [f'{state.done}/{state.runs} {runs} done']
+  parts = [f'{state.done}/{words.count(state.runs, "run")} done']
   if state.failed:
     parts.append(f'{state.failed} failed')
   if state.state in ('running', 'silent'):
@@ -137,8 +138,11 @@ def line(state: CohortState) -> str:
     if state.left_s is not None:
       parts.append(f'{log.clock(state.left_s)} left')
     parts.append(f'{state.worker}, last sign {state.silent_s:.0f} s ago')
+  if state.saved and state.state in ('waiting', 'silent'):
+    of_total = f' of {state.total}' if state.total else ''
+    parts.append(f'resumes from step {state.saved}{of_total}')
   if state.attempts:
-    parts.append(f'{state.attempts} failed attempts')
+    parts.append(words.count(state.attempts, 'failed attempt'))
   return f'{state.state:<8}{state.key}  {", ".join(parts)}'
 
 
@@ -146,11 +150,11 @@ def summary(states: Sequence[CohortState]) -> str:
   """The study, in one line."""
   runs, done = sum(s.runs for s in states), sum(s.done for s in states)
   failed, running = sum(s.failed for s in states), sum(s.state == 'running' for s in states)
-  parts = [f'{done} of {runs} runs done']
+  parts = [f'{done} of {words.count(runs, "run")} done']
   if failed:
     parts.append(f'{failed} failed')
   if done + failed < runs:
-    parts.append(f'{running} of {len(states)} cohorts at work')
+    parts.append(f'{running} of {words.count(len(states), "cohort")} at work')
     left = seconds_left(states)
     if left is not None:
       parts.append(f'about {log.clock(left)} left')
@@ -200,6 +204,29 @@ def _last_step(path: epath.Path) -> int:
   return 0
 
 
-def _log(place: StudyDirectory, key: str) -> list[dict[str, Any]]:
+def _saved_step(place: StudyDirectory, key: str) -> int:
+  """The latest whole training state of the part whose turn it is; 0 if there is none."""
+  parts = _attempts(place, key)['parts']
+  turn = (part for part in parts if not all(place.settled(run) for run in part['runs']))
+  if (part := next(turn, None)) is None:
+    return 0
+  directory = place.cohort(key) / part['name'] / 'checkpoints'
+  if not directory.exists():
+    return 0
+  steps = (path for path in directory.iterdir() if path.name.isdigit())
+  return max((int(path.name) for path in steps if _is_whole(path)), default=0)
+
+
+def _is_whole(checkpoint: epath.Path) -> bool:
+  """Whether Orbax has committed it; a kill leaves some that never will be."""
+  try:
+    told = json.loads((checkpoint / '_CHECKPOINT_METADATA').read_text())
+    return bool(told['commit_timestamp_nsecs'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+
+
+def _attempts(place: StudyDirectory, key: str) -> Json:
+  """Parts to be tried and the log of what was tried, as the cohort's worker has left them."""
   file = place.cohort(key) / 'attempts.json'
-  return io.read_json(file)['log'] if file.exists() else []
+  return io.read_json(file) if file.exists() else {'parts': [], 'log': []}

@@ -143,7 +143,7 @@ class TrainStep:
     lora = self._settings.method == 'lora'
     arrays = {k: v if lora else v[0] for k, v in batch.items() if k not in ('run', 'micro')}
     targets, weights = loss.targets_and_weights(arrays['tokens'], arrays['loss_weight'])
-    # One run has all lanes; of several, whose rows a lane holds changes with the microbatch.
+    # Of several runs, whose rows a lane holds changes with the microbatch; a single one has all.
     owner = jnp.asarray(batch['run'], jnp.int32) if lora else None
     by_run = functools.partial(_by_run, owner=owner, runs=state.failed.size)
     total = by_run(weights)
@@ -189,9 +189,9 @@ class TrainStep:
     added = jax.tree.map(jnp.add, carry, (mean, correct, grads))
     return (*added[:2], self._pin(added[2]))
 
-  def _lane_gradients(self, base, state: TrainState, part, owner: Array, carry: tuple) -> tuple:
+  def _lane_gradients(self, base, state: TrainState, part, owner: Any, carry: Any) -> tuple:
     """Adds what each lane of a microbatch says to the run it belongs to."""
-    alone = owner.size == 1
+    alone = state.failed.size == 1
     of_lanes = lambda tree: tree if alone else jax.tree.map(lambda x: x[owner], tree)
     keys = jax.vmap(self._dropout, (0, None))(of_lanes(state.dropout_seed), state.step)
     lanes = (of_lanes(state.trained), of_lanes(state.hypers), part, keys)

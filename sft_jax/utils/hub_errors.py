@@ -9,6 +9,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+from sft_jax.utils import words
 from sft_jax.utils.errors import UserError
 
 # What the hub has told for good: no copy in the cache may stand in for it.
@@ -67,7 +68,7 @@ def explain(
 
   chain = _chain(error)
   named = {cls.__name__: e for e in reversed(chain) for cls in type(e).__mro__}
-  at = page(kind, repo)
+  at, times = page(kind, repo), words.count(tries, 'time')
   if gated := named.get('GatedRepoError'):
     how = f'accept its licence at {at} and set HF_TOKEN'
     if _status(gated) == 403 and _token():
@@ -101,7 +102,7 @@ def explain(
     asked = _asked(named['TimeoutException'])
     whose = 'the hub' if asked == constants.ENDPOINT else asked
     return UserError(
-      f'{whose} gives no answer for {constants.HF_HUB_DOWNLOAD_TIMEOUT:g} s (tried {tries} times)',
+      f'{whose} gives no answer for {constants.HF_HUB_DOWNLOAD_TIMEOUT:g} s (tried {times})',
       where,
       f'{_AGAIN}; HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer',
     )
@@ -111,7 +112,7 @@ def explain(
   for name in _CUT_OFF:
     if name in named:
       text = without_token(str(named[name]))
-      return UserError(f'the connection was cut off (tried {tries} times): {text}', where, _AGAIN)
+      return UserError(f'the connection was cut off (tried {times}): {text}', where, _AGAIN)
   if 'HFValidationError' in named:
     return UserError('not a hub id', where, 'write org/name or org/name@revision')
   if 'LocalEntryNotFoundError' in named:

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import json
 import math
+import shlex
 
 import pytest
 
 from configs import base
 from sft_jax import spec as spec_lib
-from sft_jax.ahead import compiled, estimate, search
+from sft_jax.ahead import compiled, estimate, search, text
 from sft_jax.ahead import setting as setting_lib
 from sft_jax.execution import study_run
 from sft_jax.models import families, published
@@ -17,6 +18,7 @@ from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import hlo, topology
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.utils.errors import UserError
+from tests import tiny
 
 RAW = {
   'architectures': ['LlamaForCausalLM'],
@@ -43,7 +45,7 @@ def setting(raw, where, method, *, runs=1, mesh=None, per_shard=1, length=32, **
   mesh = mesh or (1, chips.chips, 1)
   rows = mesh[0] * mesh[1] * per_shard
   cfg = ModelConfig.from_hf(raw)
-  return setting_lib.Setting(cfg, spec, chips, mesh, runs, rows, 1, rows, length, 'full', 16)
+  return setting_lib.Setting(cfg, spec, chips, mesh, runs, runs * rows, 1, rows, length, 'full', 16)
 
 
 @functools.cache
@@ -172,6 +174,36 @@ def test_a_plan_needs_no_weights(tmp_path, monkeypatch):
   assert told['chips'] == 16 and told['programs'][0]['fits']
   assert told['programs'][0]['best'][0]['tokens_per_s'] > 0 and told['chip_hours']['train'] > 0
   assert any('--config.mesh.fsdp=' in line for line in said)
+
+
+def test_a_plan_counts_local_data(tiny_files):
+  """Steps and hours are those of the runs, though data.size is 0."""
+  config = tiny.config(*tiny_files, plan__topology='h100:1', plan__compile='no')
+  told = study_run.plan_mode(config, [{}, {'train.learning_rate': 1e-3}], '')['on_chips']
+  (program,) = told['programs']
+  assert (program['runs'], program['steps']) == (2, tiny.STEPS)
+  assert told['chip_hours']['train'] > 0
+  config.data.path, config.data.name = '', 'lima'
+  (program,) = study_run.plan_mode(config, [{}], '')['on_chips']['programs']
+  assert program['steps'] == 0, 'nobody knows'
+
+
+def test_the_best_setting_is_a_command_for_a_shell(tmp_path):
+  config = plan_config(tmp_path, 'h100:2x8', **{'mesh.fsdp': 4, 'train.remat': 'full'})
+  cfg = ModelConfig.from_hf(RAW)
+  spec, chips = spec_lib.from_config(config, 'gpu'), topology.parse('h100:2x8')
+  one = setting_lib.Setting(cfg, spec, chips, (1, 16, 1), 1, 16, 1, 16, 256, 'full')
+  given = ['python', '-m', 'sft_jax.main', '--config=my configs/a.py', '--config.mesh.fsdp=4']
+  line = text.launch_line(one, config, [*given, '--config.study.grid=lr=1,2; seed=1'])
+  share, *words = shlex.split(line)
+  assert share.startswith('XLA_PYTHON_CLIENT_MEM_FRACTION=')
+  assert words == [
+    *given[:4],
+    '--config.study.grid=lr=1,2; seed=1',
+    *('--config.mesh.fsdp=16', '--config.train.rows_per_micro=16', '--config.train.row_length=256'),
+  ]
+  flags = shlex.split(text.launch_line(one, config, []))
+  assert flags == words[5:], 'without a command, what would have to change'
 
 
 @pytest.mark.parametrize(

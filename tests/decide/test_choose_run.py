@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shlex
 import signal
 
@@ -12,41 +11,18 @@ import pytest
 import sft_jax
 from configs import base
 from sft_jax import config_file
-from sft_jax.data import datasets
-from sft_jax.decide import choose_data, choose_mode, choose_run, choose_told
-from sft_jax.evals import benchmarks
-from sft_jax.evals.files import LocalFiles
-from sft_jax.execution import evaluation
+from sft_jax.decide import choose_mode, choose_run, choose_told, choose_wish
+from sft_jax.evals import loglik
 from sft_jax.study import choose, decision_page, race_budget
 from sft_jax.study.race import Race, Rules
 from sft_jax.study.race_data import Field, Observation, Scores
 from sft_jax.study.race_evidence import Arm, Rung
-from sft_jax.utils import io
+from sft_jax.utils import io, log
 from sft_jax.utils.errors import Interrupted, UserError
 from tests import tiny
-from tests.conftest import REPOSITORY
 from tests.evals.judge_server import JudgeServer
 
 LEAKED = 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen'
-
-
-def item(name, score, **more):
-  about = {'task': 't', 'measures': ['acc'], 'percent': True, 'macro': False}
-  return {'id': name, 'about': about, 'scores': {'acc': score}, 'extracted': None} | more
-
-
-def test_records_become_scores():
-  found = choose_data.scores([item('a', 1.0, extracted='3', output='3'), item('b', 0.0, output='')])
-  assert found.ids == ('a', 'b') and list(found.values) == [100.0, 0.0]
-  assert list(found.extracted) == [True, False] and found.weights is None
-  macro = [item(n, 1.0, group=g) for n, g in zip('abc', 'xxy', strict=True)]
-  for one in macro:
-    one['about'] = one['about'] | {'macro': True}
-  found = choose_data.scores(macro)
-  assert found.extracted is None
-  assert np.allclose(found.weights, [0.25, 0.25, 0.5])
-  with pytest.raises(UserError, match='item b was not graded'):
-    choose_data.scores([item('a', 1.0), item('b', 0.0, missing=True)])
 
 
 @pytest.fixture
@@ -58,6 +34,7 @@ def setting(tiny_files, tmp_path):
   for name in ('sums', 'others'):
     given = [dict(r, output=r['output'] if name == 'sums' else 'no idea') for r in known]
     files.append(str(tiny.write_records(tmp_path / f'{name}.jsonl', given)))
+  (tmp_path / 'sums.md').write_text('---\nlicense: mit\n---\n')
   bench = tmp_path / 'mine.jsonl'
   asked = [
     {'question': f'how much is {i} and {i}?', 'choices': list('0123456'), 'answer': i % 7}
@@ -86,7 +63,20 @@ def rows_of(workdir):
   return {p: p.stat().st_mtime_ns for p in workdir.glob('rung-*/runs/*/rows.jsonl')}
 
 
-def test_a_race_of_real_runs(setting, tmp_path):
+@pytest.fixture
+def asked_of_base(monkeypatch):
+  """[number of texts that a model without adapter has scored]."""
+  score, count = loglik.score, [0]
+
+  def counted(subject, texts, *rest):
+    count[0] += len(texts) if subject.params['adapter'] is None else 0
+    return score(subject, texts, *rest)
+
+  monkeypatch.setattr(loglik, 'score', counted)
+  return count
+
+
+def test_a_race_of_real_runs(setting, tmp_path, asked_of_base):
   workdir = tmp_path / 'race'
   with setting.unlocked():
     setting.max_seconds = 1e-3  # One step or task at a time.
@@ -101,24 +91,37 @@ def test_a_race_of_real_runs(setting, tmp_path):
   # What one candidate was trained on counts for none of them.
   assert any('1 of 31 items' in fact for fact in value['facts'])
   assert any(fact.startswith('others holds 1 items') for fact in value['facts'])
-  assert list(value['licences']) == ['sums', 'others']
+  assert value['licences'] == {'sums': 'mit', 'others': 'not stated'}
+  base = {'name': setting.model.path, 'licence': 'not stated'}
+  assert value['base'] == base
   assert all(list(one['guards']) == ['guard:0shot:ll'] for one in value['candidates'])
   before = rows_of(workdir)
   assert len(before) >= 4
+  # Its answers to target and guard are those of the base row of every run, at every rung.
+  # The guard's items are among the target's.
+  assert asked_of_base == [30 * 7 + 2]
+  bases = [tiny.read_jsonl(path)[0] for path in before]
+  (own,) = tiny.read_jsonl(workdir / 'base' / 'rows.jsonl')
+  for column in ('mine-0shot-ll-chat', 'guard-0shot-ll-chat'):
+    assert {row[column] for row in bases} == {own[column]}
   assert json.loads((workdir / 'decision.json').read_text()) == json.loads(io.to_json(value))
   assert decision_page.answer(value) in (workdir / 'decision.md').read_text()
-  # A third candidate, and time instead of examples: no run that was done is done again.
+  # A third candidate in two sizes, and time instead of examples: nothing is done again.
   third = tiny.write_records(tmp_path / 'third.jsonl', tiny.records(30))
   with setting.unlocked():
-    setting.choose.data += f',{third}'
+    setting.choose.data += f',{third},{third}#10'
     setting.choose.budget = '2h'
   with tiny.on_devices():
     again = sft_jax.choose(setting, workdir)
   after = rows_of(workdir)
-  assert len(again['candidates']) == 3
+  assert {'third', 'third#10'} < {one['candidate'] for one in again['candidates']}
+  assert again['data']['third#10'] == {'source': str(third), 'examples': 10}
   assert before.items() <= after.items()
+  assert asked_of_base == [30 * 7 + 2], 'nor is the base asked again'
   own = [p for p in after if 'third' in (p.parent / 'config.json').read_text()]
-  assert len(own) >= 2 and again['unit'] == 'seconds'
+  assert again['unit'] == 'seconds'
+  # On 8 examples both sizes are the same runs.
+  assert sum('rung-0' in str(path) for path in own) == 2
   held = json.loads((workdir / 'clock.json').read_text())['seconds']
   assert 0 < again['spent'] <= sum(held.values()) and again['spent'] < again['budget'] < 7200
 
@@ -133,13 +136,16 @@ def wish(setting, **changes):
 def test_what_a_config_asks(setting, tmp_path):
   found = wish(
     setting,
-    data=f"{setting.choose.data},'mix:lima=0.5,alpaca_cleaned=0.5'",
+    data=f"{setting.choose.data},'mix:lima=0.5,alpaca_cleaned=0.5#90',lima,lima#20",
     target=f'{tmp_path}/mine.jsonl:2shot, arc_easy:ll',
     rates='1e-4,3e-4',
     sizes='8,0',
     budget='1.5h',
   )
-  assert list(found.data) == ['sums', 'others', 'mix:lima=0.5,alpaca_cleaned=0.5']
+  mixed = 'mix:lima=0.5,alpaca_cleaned=0.5'
+  assert list(found.data) == ['sums', 'others', f'{mixed}#90', 'lima', 'lima#20']
+  assert list(found.data.values())[2:] == [mixed, 'lima', 'lima']
+  assert found.most == {f'{mixed}#90': 90, 'lima#20': 20}
   assert list(found.rules.targets) == [f'custom:{tmp_path}/mine.jsonl:2shot', 'arc_easy:ll']
   assert found.rules.guards == {f'custom:{tmp_path}/guard.jsonl': -90.0}
   assert (found.rates, found.sizes, found.seeds) == ([1e-4, 3e-4], [8, 0], (2, 2))
@@ -155,8 +161,12 @@ def test_what_a_config_asks(setting, tmp_path):
     ({'data': 'lima,DIR/mine.jsonl'}, 'a target is training data too'),
     ({'data': "lima,'mix:lima=0.5,DIR/mine.jsonl=0.5'"}, 'a target is training data too'),
     ({'data': "lima,'mix:"}, 'a quote is not closed'),
+    ({'data': 'lima,lima#many'}, "'many' is no number of records .config.choose.data: lima#many."),
+    ({'data': 'lima,lima#0'}, 'is no number of records'),
+    ({'data': 'DIR/sums.jsonl,DIR/./sums.jsonl'}, 'sums.jsonl is .*sums.jsonl .config.choose.data'),
     ({'target': ''}, 'no target given .config.choose.target'),
     ({'target': 'gsm9k'}, "no task 'gsm9k' .config.choose.target.* did you mean gsm8k"),
+    ({'target': 'DIR/none.jsonl:2shot'}, 'no such file: .*none.jsonl .config.choose.target'),
     ({'target': 'perplexity'}, 'perplexity has no items to compare'),
     ({'guard': 'mmlu:ll'}, 'is no guard .config.choose.guard. — say how far'),
     ({'guard': 'DIR/mine.jsonl>=-1'}, 'is named twice .config.choose.target'),
@@ -170,6 +180,8 @@ def test_what_a_config_asks(setting, tmp_path):
     ({'error': 1.0}, 'is no chance .config.choose.error'),
     ({'seeds': 0}, 'out of range .config.choose.seeds'),
     ({'prior': 'DIR/none.csv'}, 'no such table'),
+    ({'endpoint': 'live'}, 'no model and address .config.choose.endpoint. — write MODEL@URL'),
+    ({'endpoint': 'a@http://x/v1'}, 'mine.* needs log-likelihoods .* .config.choose.endpoint'),
   ],
 )
 def test_bad_input(setting, tmp_path, changes, words):
@@ -177,6 +189,40 @@ def test_bad_input(setting, tmp_path, changes, words):
   with pytest.raises(UserError, match=words) as caught:
     wish(setting, **filled)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'data': 'DIR/sums.jsonl,DIR/none.jsonl'}, 'none.jsonl. — check config.choose.data'),
+    ({'data': 'DIR/sums.jsonl,DIR/others.jsonl#500'}, '500 records are wanted.* after #'),
+  ],
+)
+def test_bad_data_are_told_of_the_key_that_names_them(setting, tmp_path, changes, words):
+  asked = wish(setting, **{k: v.replace('DIR', str(tmp_path)) for k, v in changes.items()})
+  with tiny.on_devices(), pytest.raises(UserError, match=words) as caught:
+    choose_run.Runs(setting, asked, str(tmp_path / 'race'))
+  assert 'config.data.' not in str(caught.value)
+
+
+def test_where_a_race_has_no_place_or_nobody_to_run(setting, tmp_path, monkeypatch):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match='the workdir of a run or study'):
+    choose_run.Runs(setting, wish(setting), str(tmp_path / 'run'))
+  tiny.write_records(
+    tmp_path / 'sums.jsonl',
+    [{'instruction': LEAKED, 'input': '', 'output': '三' * (i + 41)} for i in range(9)],
+  )
+  with setting.unlocked():
+    setting.train.max_length = 128
+  warned = []
+  monkeypatch.setattr(log, 'warn', warned.append)
+  found = Observation({'mine:0shot:ll': Scores(('1', '31'), np.array([0.0, 100.0]))})
+  monkeypatch.setattr(choose_run.Runs, 'base', lambda self: found)
+  with tiny.on_devices(), pytest.raises(UserError, match=r'more than 1% of a target .* in each of'):
+    choose_mode.hold(setting, wish(setting, guard='', most_leak=0.01), str(tmp_path / 'race'))
+  assert warned == ['sums is written in Chinese, the targets and guards in Latin']
 
 
 def test_a_table_gives_the_prior_of_what_it_knows(setting, tmp_path):
@@ -193,30 +239,6 @@ def test_a_table_gives_the_prior_of_what_it_knows(setting, tmp_path):
   assert found['lima'].mean - found['alpaca_cleaned'].mean == pytest.approx(6, abs=1.5)
   # A measure that the table does not have is not told by another.
   assert wish(setting, target='gsm8k:4shot:gen').prior == {}
-
-
-@pytest.mark.parametrize(
-  'text, script',
-  [
-    ('The quick brown fox', 'Latin'),
-    ('敏捷的棕色狐狸跳过了懒狗 OK', 'Chinese'),
-    ('素早い茶色の狐がのろまな犬を飛び越える', 'Japanese'),
-    ('Быстрая коричневая лиса', 'Cyrillic'),
-    ('def f(x): return x  # 狐狸', 'Latin'),
-    ('', 'Latin'),
-  ],
-)
-def test_scripts(text, script):
-  assert choose_data.script([text]) == script
-
-
-def test_candidates_have_short_names_where_these_tell_them_apart():
-  given = ['a/x.jsonl', 'b/x.jsonl', 'c/y.json.gz', 'lima', 'mix:lima=0.5,z.jsonl=0.5']
-  found = choose_data.labelled(given)
-  assert list(found) == ['a/x.jsonl', 'b/x.jsonl', 'y', 'lima', 'mix:lima=0.5,z.jsonl=0.5']
-  assert list(found.values()) == given
-  kinds = [choose_data.kind(one) for one in (*given, 'hf:org/set@train')]
-  assert kinds == ['path', 'path', 'path', 'name', 'name', 'path']
 
 
 def test_a_signal_between_two_works_is_a_stop_too(setting, tmp_path, monkeypatch):
@@ -251,26 +273,6 @@ def test_a_budget_too_small_says_what_it_would_take():
   assert make(6 * 3600.0).live == arms
 
 
-@pytest.mark.parametrize(
-  'data, task, held',
-  [('numinamath_cot_sharegpt_1k.jsonl', 'math', 33), ('code_alpaca_2k.json', 'humaneval', 7)],
-)
-def test_real_leaks_are_found_and_count_for_nobody(data, task, held, tmp_path):
-  """The same search as a race makes, on real data; of short problems the solution tells."""
-  home = pathlib.Path(os.environ.get('SFT_JAX_DATA', REPOSITORY.parent / 'shared' / 'data'))
-  if not (home / 'train' / data).exists():
-    pytest.skip(f'no {home}')
-  items, _ = benchmarks.BENCHMARKS[task].read(LocalFiles(str(home / 'bench')))
-  train, _ = datasets.load_records(path=str(home / 'train' / data), heldout_share=0)
-  hits = evaluation.search(train)([dict(item.fields) for item in items])
-  leaks = {'it': {task: [item.id for item, hit in zip(items, hits, strict=True) if hit]}}
-  scores = Scores(tuple(item.id for item in items), np.arange(len(items)) % 2 * 100.0)
-  base = Observation({task: scores})
-  field = Field(base, {task: 1.0}, leaks, most_leak=0.1, ability_only=True)
-  assert field.leaks['it'][task].found == held and not field.barred('it')
-  assert field.items(task) == (len(items), len(items) - held)
-
-
 def test_a_served_model_is_a_row_to_beat(tiny_files, tmp_path):
   """Its scores come through an endpoint; one that fails midway is one line, and goes on."""
   model, data = tiny_files
@@ -281,16 +283,18 @@ def test_a_served_model_is_a_row_to_beat(tiny_files, tmp_path):
   config = tiny.config(model, '', data__path=str(data))
   answer = lambda body: str(2 * int(body['messages'][-1]['content'].split()[0]))
   with JudgeServer(answer) as server, tiny.on_devices():
-    wish = choose_run.Wish(
+    wish = choose_wish.Wish(
       {'a': str(data), 'b': str(data)},
       Rules({task: 1.0}),
       race_budget.Budget(1.0, 'examples'),
       endpoint=f'org/m@{server.url}',
+      most={'b': 20},
     )
     runs = choose_run.Runs(config, wish, str(tmp_path / 'race'))
     # Too few for a first rung: all are taken at once, by as many seeds as the last rung has.
     assert runs.rungs == [Rung('all examples', 3)] and runs.candidates['a'].examples == 32
     assert runs.cost(Arm('a'), 0) == 32 * config.train.epochs and runs.size('a', 0) == 0
+    assert runs.cost(Arm('b'), 0) == 20 * config.train.epochs and runs.size('b', 0) == 20
     server.troubles = ['', '', '401']
     with pytest.raises(UserError) as caught:
       runs.endpoint()

@@ -373,10 +373,23 @@ def test_lines_of_one_item_and_caveats():
   others = [records([1, 0], about={'task': name}, shots=3) for name in 'xy']
   found = compare.compare(row(*tasks), row(*others), common=True)
   text = '\n'.join(compare_text.lines(('a', 'b'), found))
-  assert 'one interval in 20' in text and 'x: 1 items left out' in text
-  assert 'y: 1 items had different numbers of shots' in text
+  assert 'one interval in 20' in text and 'x: 1 item left out' in text
+  assert 'y: 1 item had different numbers of shots' in text
   assert found[0].difference.low is None and '–' in text
   assert found[0].detectable is None
+
+
+def test_an_interval_of_few_items_is_not_shown_to_people():
+  """It is computed all the same, for programs."""
+  for count, is_shown in ((9, False), (10, True)):
+    scores = [float(i % 2) for i in range(count)]
+    found = compare.compare(row(records(scores)), row(records([1.0, *scores[1:]])))
+    text = '\n'.join(compare_text.lines(('a', 'b'), found))
+    assert ('[-' in text) == is_shown, text
+    assert ('9 items, too few for an interval' in text) != is_shown
+    assert found[0].difference.low is not None
+    low = compare_text.report(('a', 'b'), found)['tasks']['gsm8k:4shot:gen']['difference']['low']
+    assert low == found[0].difference.low
 
 
 def test_report_is_json():

@@ -168,13 +168,14 @@ def test_retry_after_holds_all_back(server, make, form):
   assert make(concurrency=1).complete(chats(1)) == [None], 'no one waits that long'
 
 
-@pytest.mark.parametrize(('status', 'word'), [('401', 'KEY'), ('403', 'KEY'), ('404', 'URL'),
-                                              ('302', 'URL'), ('307', 'URL')])  # fmt: skip
-def test_a_refusal_ends_it_with_one_line(server, make, status, word, tmp_path):
+@pytest.mark.parametrize(('status', 'place'), [
+  ('401', 'SFT_JAX_ENDPOINT_KEY'), ('403', 'SFT_JAX_ENDPOINT_KEY'), ('404', 'config.model.path'),
+  ('302', 'config.model.path'), ('307', 'config.model.path')])  # fmt: skip
+def test_a_refusal_ends_it_with_one_line(server, make, status, place, tmp_path):
   path = tmp_path / 'answers.jsonl'
   make(Cache(path)).complete(chats(2))
   server.always = status
-  with pytest.raises(UserError, match=f'HTTP {status}.*SFT_JAX_ENDPOINT_{word}') as caught:
+  with pytest.raises(UserError, match=f'HTTP {status}.*mend {place}') as caught:
     make(Cache(path), concurrency=1).complete(chats(9))
   assert KEY not in str(caught.value)
   assert len(server.requests) == 3, 'a redirect was followed, or a refusal tried again'
@@ -204,14 +205,14 @@ def test_the_key_is_nowhere(server, make, tmp_path, capsys, caplog):
 @pytest.mark.parametrize('url', ['', 'ftp://x/v1', 'http://', 'http://h/v1?key=1', 'http://a b/',
                                  'http://u:p@h/', 'http://h:99999/v1', 'http://[x/'])  # fmt: skip
 def test_bad_addresses(url):
-  with pytest.raises(UserError, match='SFT_JAX_ENDPOINT_URL'):
-    Target(url, 'm')
+  with pytest.raises(UserError, match=r'address \(config\.model\.path\)'):
+    served.target(f'endpoint:m@{url}', {})
 
 
 def test_addresses_and_models():
   assert Target(' https://h/v1/chat/completions ', 'm').url == 'https://h/v1'
   assert Target('http://[::1]:8000/v1/', 'm').url == 'http://[::1]:8000/v1'
-  with pytest.raises(UserError, match='MODEL'):
+  with pytest.raises(UserError, match=r'model \(config\.model\.path\)'):
     Target('http://h/v1', ' ')
 
 
@@ -239,7 +240,7 @@ def test_what_is_at_hand_costs_nothing(server, make, tmp_path):
   endpoint = make(Cache(path), budget=Amount(1, math.inf))
   assert endpoint.estimate(chats(6)) == Amount(1, 15)
   endpoint.complete(chats(6))
-  with pytest.raises(UserError, match=r'1 requests and .* tokens are spent'):
+  with pytest.raises(UserError, match=r'1 request and .* tokens are spent'):
     endpoint.complete(chats(7))
 
 

@@ -244,6 +244,7 @@ def test_a_model_by_itself_scores_as_in_a_run(finished, tiny_files, bench, tmp_p
   given = settings(tiny_files, bench, eval__tasks='arc_easy:2shot:ll,gsm8k:0shot', data__path='')
   row = evaluate(tmp_path / 'e', given)
   assert row['data_name'] == 'pretrain' and columns(row) < columns(rows[0])
+  assert row['template'] == 'raw', 'that of the questions, not of config.data'
   for name in columns(row):
     assert row[name] == pytest.approx(rows[0][name], abs=1e-4), name
   assert tiny.read_jsonl(tmp_path / 'e' / 'rows.jsonl') == [row]
@@ -261,6 +262,18 @@ def test_a_model_by_itself_scores_as_in_a_run(finished, tiny_files, bench, tmp_p
     evaluate(tmp_path / 'e', given)
   with pytest.raises(UserError, match='not a run'):
     tiny.run(tmp_path / 'e', settings(tiny_files, bench))
+
+
+def test_few_items_have_no_error_shown():
+  row = {'a-4shot': 25.0, 'a-4shot-stderr': 22.0, 'a-4shot-n': 4, 'a-4shot-contaminated-n': 30}
+  row |= {'ppl-heldout-response': 9.0, 'ppl-heldout-response-stderr': 0.25, 'heldout-n': 16}
+  shown = lambda name: ' '.join(evaluate_lib._line(row, name).split())
+  assert shown('a-4shot') == 'a-4shot 25.00 (n=4, too few for ±)'
+  assert shown('ppl-heldout-response') == 'ppl-heldout-response 9.00 ± 0.25'
+  row['heldout-n'], row['a-4shot-n'] = 9, 10
+  assert shown('ppl-heldout-response') == 'ppl-heldout-response 9.00 (n=9, too few for ±)'
+  assert shown('a-4shot') == 'a-4shot 25.00 ± 22.00'
+  assert shown('b') == 'b not graded'
 
 
 def test_a_snapshot_and_its_adapter(finished, tiny_files, bench, tmp_path):

@@ -156,11 +156,11 @@ def test_a_base_is_asked_once_and_snapshots_at_once(
     tiny.read_jsonl(tmp_path / 'together' / str(i) / 'rows.jsonl')[0]['heldout-n'] for i in range(3)
   ]
   # Of the base: 8 x 2 continuations, 8 prompts, own data of two runs (the third has the second's).
-  # Of the snapshots: three runs, rounded up to four, are asked as one; own data one by one.
+  # Of the snapshots: three runs are asked as one; own data one by one.
   own = heldout[0] + heldout[1] + 2 * 4
-  assert counts == {0: 16 + 8 + own + sum(heldout), 4: 16 + 8}
+  assert counts == {0: 16 + 8 + own + sum(heldout), 3: 16 + 8}
   run_cohort(session, tmp_path / 'later', [given[0].copy_and_resolve_references()])
-  assert counts[4] == 24 and counts[0] == 16 + 8 + own + sum(heldout) + heldout[0] + 16 + 8
+  assert counts[3] == 24 and counts[0] == 16 + 8 + own + sum(heldout) + heldout[0] + 16 + 8
 
   for i, one in enumerate(given):
     rows = tiny.run(tmp_path / f'alone-{i}', one)

@@ -1,6 +1,7 @@
 """What is known of a planned study: counts of its data and models, held against the runs' own."""
 
 import json
+import shutil
 
 import pytest
 
@@ -71,3 +72,25 @@ def test_runs_are_held_to_what_their_data_really_are(config, tmp_path):
   with tiny.on_devices(), pytest.raises(UserError, match='supervised are not equal'):
     study_run.run(config(study__equal='supervised'), sweep, str(tmp_path / 'w'))
   assert not (tmp_path / 'w').exists()
+
+
+def test_the_licence_of_a_base(tiny_files, tmp_path):
+  """As its own files say, which need no weights; nothing is fetched for it."""
+  assert study_sizes.base_licence('google/gemma-2-2b@main') == 'Gemma terms of use'
+  (tmp_path / 'README.md').write_text('---\nlicense: odc-by\n---\n')
+  assert study_sizes.base_licence(str(tmp_path)) == 'odc-by'
+  assert study_sizes.base_licence(str(tiny_files[0])) == ''
+  assert study_sizes.base_licence('wheel:not-here==1.0#sha256=' + 64 * '0', str(tmp_path)) == ''
+  assert study_sizes.base_licence('run:anything') == study_sizes.base_licence('') == ''
+
+
+def test_a_plan_tells_the_licences_of_a_base_and_of_files(config, tiny_files, tmp_path):
+  shutil.copytree(tiny_files[0], tmp_path / 'base')
+  (tmp_path / 'base' / 'README.md').write_text('---\nlicense: llama3\n---\n')
+  shutil.copy(tiny_files[1], tmp_path / 'mine.jsonl')
+  (tmp_path / 'mine.md').write_text('---\nlicense: odc-by\n---\n')
+  given = {'model.path': str(tmp_path / 'base'), 'data.path': str(tmp_path / 'mine.jsonl')}
+  study, sizes = known(config(), [given])
+  assert sizes.models[given['model.path']].licence == 'llama3'
+  assert sizes.data_licences == {given['data.path']: 'odc-by'}
+  assert not any('licence' in line for line in cost.cost(study, sizes).unknown)

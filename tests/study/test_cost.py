@@ -65,7 +65,7 @@ def test_what_is_unknown_is_said():
   got = cost.cost(made, cost.Sizes(models={'org/model': SIZE}, data_licences={'lima': ''}))
   assert (got.steps, got.examples, got.tokens, got.flops, got.weight_bytes) == (None,) * 5
   assert got.unknown == (
-    'sizes of 1 models, such as org/other',
+    'sizes of 1 model, such as org/other',
     'the number of examples of 2 runs (data.size is 0)',
     'the tokens of 2 runs (no data here, and no config.plan.tokens)',
     'the licence of data lima',
@@ -97,6 +97,22 @@ def test_examples_and_steps_must_be_equal():
   with pytest.raises(UserError, match=r'steps are not equal: 40 in .*config.study.equal=steps'):
     cost.comparability(study(grid='batch=32,16', study__equal='steps'))
   assert 'steps are equal' in cost.comparability(study(grid='lr=1,2', study__equal='steps'))
+
+
+def test_a_selection_counts_and_differs_between_bases():
+  half = {'data__select': 'ppl:low:0.5', 'study__equal': 'examples', 'data__size': 100}
+  one = study(grid='lr=1e-4,1e-5', **half)
+  assert cost.cost(one, cost.Sizes()).examples == 2 * 50 * 10
+  assert cost.comparability(one) == 'examples are equal in 2 runs'
+  two = study(grid='base=a/x,b/y', **half)
+  assert 'other examples for each of 2 bases' in cost.comparability(two)
+  free = study(grid='base=a/x,b/y', **half | {'study__equal': 'none'})
+  assert 'other examples for each of 2 bases' in cost.comparability(free)
+  assert 'other examples' not in cost.comparability(study(grid='base=a/x,b/y'))
+  unknown = study(grid='lr=1e-4,1e-5', **half | {'study__equal': 'supervised'})
+  assert 'of 2 runs it is told once' in cost.comparability(
+    unknown, sizes(unknown, [cost.DataSize(50, 9, 9), cost.DataSize(50, 7, 7)])
+  )
 
 
 def test_actual_counts_decide():
@@ -148,8 +164,8 @@ def test_text_and_json():
   known = cost.Sizes(models={'org/model': SIZE}, data_licences={'lima': 'MIT'})
   text = '\n'.join(plan_text.lines(made, known))
   for words in (
-    'runs          4 on 1 bases',
-    'snapshots     40, and 1 bases',
+    'runs          4 on 1 base',
+    'snapshots     40, and 1 base as it is',
     'examples      4,000',
     'train.method          full (2), lora (2)',
     'lora  1 x 2 runs',

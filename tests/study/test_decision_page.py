@@ -26,7 +26,8 @@ def test_three_files_say_the_same(tmp_path):
     str(tmp_path),
     {
       **value,
-      'licences': {'<best>': 'apache-2.0'},
+      'licences': {'<best>': 'apache-2.0', 'fair': 'not stated'},
+      'base': {'name': 'org/base', 'licence': 'Gemma terms of use'},
       'command': 'python -m sft_jax.main --config.data.path=best.jsonl',
       'examples': examples,
       'unit': 'GPU hours',
@@ -44,7 +45,8 @@ def test_three_files_say_the_same(tmp_path):
   assert f'{one["mean"]:+.1f} ({one["low"]:+.1f} to {one["high"]:+.1f})' in markdown
   served = 'live@here is at +2.0 (+1.0 to +3.0) points over the base. The pick is better than it'
   assert served in text and served in markdown
-  for said in ('apache-2.0', 'GPU hours', 'sft_jax.main'):
+  base = 'The base: org/base (licence: Gemma terms of use)'
+  for said in ('apache-2.0', 'not stated', base, 'GPU hours', 'sft_jax.main'):
     assert said in text and said in markdown
   assert TASK in held['targets']
 

@@ -276,7 +276,7 @@ def test_a_time_limit_stops_too(tmp_path):
 def test_stopped_while_nothing_is_free(tmp_path):
   study = fake.make([1])
   hold(tmp_path, 'c0')
-  with pytest.raises(Interrupted, match='1 of 1 runs to do'):
+  with pytest.raises(Interrupted, match='1 of 1 run to do'):
     work(study, tmp_path, max_seconds=0.2)
 
 

@@ -1,5 +1,6 @@
 """Races of planted worlds: what is named, what is dropped, what is spent, and its errors."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -215,6 +216,19 @@ def test_what_failed_runs_cost_is_spent():
   choose.choose(one, evaluate)
   assert one.state[Arm('best')] == 'failed'
   assert one.spent == sum(world.costs[trial.rung] for trial in world.trials)
+
+
+def test_what_costs_nothing_tells_nothing_of_prices():
+  """Runs that were done for another arm, of the same data in another size."""
+  world = clear()
+  evaluate = lambda trials: {
+    t: dataclasses.replace(o, cost=0.0) if t.arm == Arm('best') else o
+    for t, o in world.evaluate(trials).items()
+  }
+  one = race(world)
+  one.run(evaluate)
+  assert 'best' in {arm.candidate for arm in one.evidence.reached}
+  assert one.price([Arm('best')], 0) == one.rungs[0].seeds * world.costs[0]
 
 
 def test_runs_that_the_budget_ended_did_not_fail():

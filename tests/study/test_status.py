@@ -3,11 +3,14 @@
 import json
 import time
 
+import numpy as np
 import pytest
 
-from sft_jax.study import status
+from sft_jax.study import attempts, status
+from sft_jax.study.attempts import Part
 from sft_jax.study.directory import StudyDirectory
 from sft_jax.study.live import Live
+from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.utils import io, lease, process
 from sft_jax.utils.errors import UserError
 from tests.study import fake
@@ -34,7 +37,7 @@ def workdir(tmp_path):
 def test_lines(workdir):
   lines, value = status.status(workdir)
   assert lines[0] == 'done    c0  2/2 runs done'
-  assert lines[1] == 'failed  c1  1/2 runs done, 1 failed, 1 failed attempts'
+  assert lines[1] == 'failed  c1  1/2 runs done, 1 failed, 1 failed attempt'
   assert lines[2].startswith('running c2  1/2 runs done, step 30/40 (75%), 1:15 left, far, process')
   assert ', last sign ' in lines[2]
   assert lines[3].startswith('silent  c3  0/1 run done') and 'last sign 100' in lines[3]
@@ -45,6 +48,30 @@ def test_lines(workdir):
   assert json.loads(io.to_json(value)) == value
   assert [c['state'] for c in value['cohorts']] == [line.split()[0] for line in lines[:5]]
   assert value['failures'][0]['name'] == 'run r11'
+
+
+def test_a_stopped_cohort_says_where_it_goes_on(workdir):
+  """The state is one of training, told by its files; what a kill left half-written is none."""
+  place = StudyDirectory(workdir)
+  part = Part('all', ('r40',))
+  log = {'parts': attempts.to_json([part]), 'log': []}
+  io.write_json_atomic(place.cohort('c4') / 'attempts.json', log)
+  states = Checkpoints(place.cohort('c4') / part.name, 'a cohort', keep=2)
+  for step in (4, 6, 9):
+    states.save(step, {'w': np.zeros(3, np.float32)}, wait=True)
+  states.close()
+  (place.cohort('c4') / part.name / 'checkpoints/9/_CHECKPOINT_METADATA').unlink()
+  lines, value = status.status(workdir)
+  assert lines[4] == 'waiting c4  0/1 run done, resumes from step 6'
+  assert value['cohorts'][4]['saved'] == 6
+  progress = {'done': 8, 'total': 12, 'seconds-left': None}
+  io.write_json_atomic(place.cohort('c4') / 'progress.json', progress)
+  assert status.status(workdir)[0][4].endswith('resumes from step 6 of 12')
+  # Others need the state no more, or are at work.
+  assert not any('resumes' in line for line in lines[:4])
+  (place.run('r40')).mkdir(parents=True, exist_ok=True)
+  io.write_json_atomic(place.run('r40') / 'done.json', {})
+  assert 'resumes' not in status.status(workdir)[0][4]
 
 
 def test_it_writes_nothing(workdir):

@@ -1,0 +1,79 @@
+"""What a benchmark makes of its own records, read back."""
+
+import dataclasses
+import json
+
+import pytest
+
+from sft_jax.evals import benchmarks
+from sft_jax.evals.benchmark import Services
+from sft_jax.evals.files import LocalFiles
+from sft_jax.evals.judge import CallableJudge
+from sft_jax.evals.questions import Options
+from sft_jax.evals.suite import BenchmarkTask
+from tests.evals.tasks import choice_files
+from tests.models.conftest import tiny_tokenizer
+
+
+@pytest.fixture
+def make(tmp_path):
+  """A benchmark by name, and what it finds where every output is as given."""
+  choice_files.write(tmp_path)
+  maths = [{'question': f'{n} birds?', 'answer': f'So.\n#### {n}'} for n in range(4)]
+  asked = [
+    {'dataset': 'd', 'instruction': f'Do {n}.', 'output': 'Done.', 'generator': 'g'}
+    for n in range(4)
+  ]
+  (tmp_path / 'gsm8k_test.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in maths))
+  (tmp_path / 'alpaca_eval_gpt4_baseline.json').write_text(json.dumps(asked))
+
+  def task(name, text, limit=0, template='raw'):
+    # A judge that gives no item the same.
+    said = iter('mMmm')
+    services = Services(judge=CallableJudge(lambda messages: next(said), 'stern'))
+    options = Options(tiny_tokenizer(), template, (), 512, limit=limit, services=services)
+    one = BenchmarkTask(benchmarks.parse(name), LocalFiles(str(tmp_path)), options)
+    outputs = [[{'text': text, 'tokens': 1, 'finish': 'end'}] for _ in one.questions]
+    return one, one.scores(*one._graded(outputs))
+
+  return task
+
+
+def records_of(scores):
+  (records,) = (value for key, value in scores.items() if key.endswith('-items'))
+  return json.loads(json.dumps(records))
+
+
+@pytest.mark.parametrize('name', ['gsm8k:0shot', 'alpaca_eval', 'boolq:1shot:gen'])
+def test_its_records_give_its_scores(make, name):
+  task, scores = make(name, 'The answer is 2')
+  # Whatever another run was trained on is none of this one's.
+  records = [record | {'contaminated': True} for record in records_of(scores)]
+  assert json.loads(json.dumps(task.scores(*task.taken_over(records)))) == json.loads(
+    json.dumps(scores)
+  )
+  seen = task.adapted(task.options, [True, *[False] * (len(records) - 1)])
+  own = seen.scores(*seen.taken_over(records))
+  assert [record['contaminated'] for record in records_of(own)] == seen.contaminated
+
+
+def test_records_of_other_questions_are_not_taken(make):
+  task, scores = make('gsm8k:0shot', '2')
+  good = records_of(scores)
+  assert task.taken_over(good) is not None and task.taken_over(good[:3]) is None
+  for change in (
+    {'id': 'other'},
+    {'digest': 'other'},
+    {'prompt': 'other'},
+    {'shots': 3},
+    {'cut': 1},
+    {'about': good[0]['about'] | {'version': 99}},
+    {'about': good[0]['about'] | {'template': 'chat'}},
+  ):
+    assert task.taken_over([good[0] | change, *good[1:]]) is None, change
+  lost = {key: value for key, value in good[0].items() if key != 'scores'}
+  assert task.taken_over([lost | {'missing': True}, *good[1:]]) is None, 'one is not graded'
+  for other in (make('gsm8k:4shot', '2')[0], make('gsm8k:0shot', '2', limit=2)[0]):
+    assert other.taken_over(good) is None
+  options = dataclasses.replace(task.options, template='study')
+  assert task.adapted(options, None).taken_over(good) is None
