@@ -155,7 +155,7 @@ def _plain(requirement: Any) -> str:
 
 def _requirements() -> list[str]:
   """Of the checkout this code lies in, else of the package as it was installed."""
-  file = Path(__file__).resolve().parents[1] / 'requirements.txt'
+  file = Path(__file__).resolve().parents[2] / 'requirements.txt'
   if file.is_file():
     lines = (re.sub(r'\s#.*|^#.*', '', line).strip() for line in file.read_text().splitlines())
     return [line for line in lines if line and not line.startswith('-')]
