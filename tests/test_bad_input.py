@@ -135,7 +135,7 @@ def test_settings_are_those_of_the_config_and_of_the_code():
   # Checked by what reads them.
   elsewhere = {'data.bench_files', 'train.allow_lost_updates', 'train.snapshot_at', 'eval.tasks'}
   elsewhere |= {'cache_dir', 'model.adapter', 'eval.data_dir', 'eval.judge_budget'}
-  elsewhere |= {'eval.endpoint_budget', 'log.tensorboard'}
+  elsewhere |= {'eval.endpoint_budget', 'eval.graft', 'eval.graft_base', 'log.tensorboard'}
   elsewhere |= {'chat.beside', 'chat.system', 'doctor.bench'}
   choose = ('ability_only', 'budget', 'data', 'endpoint', 'guard', 'prior', 'rates', 'sizes')
   elsewhere |= {f'choose.{name}' for name in (*choose, 'target')}

@@ -232,7 +232,7 @@ def _work(
       files=_files(study),
       options=_options(study, config, workdir, wait),
     )
-    log.say(f'{together.programs} train programs compiled in this process')
+    log.say(f'{words.count(together.programs, "train program")} compiled in this process')
 
 
 def _spread(
