@@ -27,6 +27,8 @@ from sft_jax.utils import mixture
 
 # Training records of the data sets held in memory at once, the latest; others are read again.
 _RECORDS = 300_000
+# Data sets, each of which holds three files open.
+_SETS = 32
 # Factors that decide what the prepared data are, besides the tokenizer.
 DATA_FACTORS = (
   *('data_name', 'data_path', 'data_format', 'data_size', 'template', 'loss_on'),
@@ -115,7 +117,7 @@ class Session:
       else:
         self._data[key] = load()
       held = lambda: sum(len(data.train_records) for data in self._data.values())
-      while len(self._data) > 1 and held() > _RECORDS:
+      while len(self._data) > 1 and (held() > _RECORDS or len(self._data) > _SETS):
         self._data.popitem(last=False)
     self._data.move_to_end(key)
     return self._data[key]

@@ -7,6 +7,7 @@ import pytest
 
 from sft_jax.evals import generation, loglik
 from sft_jax.execution import inputs, runner
+from sft_jax.execution import session as session_lib
 from sft_jax.execution.session import Session
 from sft_jax.train import loop
 from tests import tiny
@@ -109,6 +110,15 @@ def test_data_are_prepared_once_and_by_any_process(tiny_files, datasets, tmp_pat
   tiny.write_records(copy, tiny.records(40))
   (after,) = run_cohort(session, tmp_path / 'e', [config(tiny_files[0], copy)])
   assert before.run_id != after.run_id and len(loads) == 5
+
+
+def test_few_data_sets_are_held(tiny_files, datasets, tmp_path, monkeypatch):
+  """A mapped array keeps its file open, and a study may have thousands of data sets."""
+  monkeypatch.setattr(session_lib, '_SETS', 2)
+  session = Session(str(tmp_path / 'prepared'))
+  given = [config(tiny_files[0], data, data__size=8) for data in datasets[:4]]
+  run_cohort(session, tmp_path / 'runs', given)
+  assert len(session._data) == 2
 
 
 @pytest.fixture
