@@ -124,10 +124,7 @@ def main() -> None:
   parser.add_argument('--out', default='', help='writes OUT.md and OUT.json')
   args = parser.parse_args()
   found = measure(pathlib.Path(args.workdir))
-  text = ['# A race that is killed and goes on', '', (__doc__ or '').split('\n', 2)[2].strip(), '']
-  text += ['| | |', '|---|---|', *(f'| {key} | {value} |' for key, value in found.items())]
-  print('\n'.join(text))
-  report.write(args.out, text, found)
+  report.tell('A race that is killed and goes on', __doc__ or '', found, args.out)
 
 
 if __name__ == '__main__':

@@ -56,10 +56,11 @@ def cohort(sides: Sides, args: argparse.Namespace) -> Found:
   )
   distinct = len({tuple(output.text for output in found) for found in texts})
   speed = [_speed(sides, together, alone, prompts[:count], args) for count in (1, 4, 16)]
+  fast = all(one['ratio'] >= SPEED_BAR for one in speed)
   return {
     'rows': rows,
     'speed': speed,
-    'verdict': asked.verdict(met and not any(row['unequal'] for row in rows)),
+    'verdict': asked.verdict(met and fast and not any(row['unequal'] for row in rows)),
     'said': (
       f'{len(all_at_once)} requests and {len(prompts)} prompts for each of {RUNS} adapters of rank '
       f'{RANK} ({distinct} different sets of texts); bar: max abs Δ ≤ {asked.ALIKE:g}, no '

@@ -160,7 +160,7 @@ class Loader:
     found = []
     for units in choices:
       lanes, rows = split(units)
-      used = -(-_blocks(counts, rows * self.row_shards).sum(axis=1) // lanes)
+      used = _microbatches(counts, lanes, rows * self.row_shards)
       # Each microbatch costs a little besides what is in it.
       cost = used.sum() * (units + most / 16)
       found.append((float(cost), lanes, int(used.max()), rows * self.row_shards))
@@ -189,8 +189,7 @@ class Loader:
     for length in range(shortest, max(_SHORT_ROW, longest + longest // 4) + 1, ROW_MULTIPLE):
       used = self._count_rows([int(step) for step in probes], length)
       lanes, _, rows = self._grid(used, length)
-      micros = -(-_blocks(used, rows).sum(axis=1) // lanes)
-      computed = int(micros.sum()) * lanes * rows * length
+      computed = int(_microbatches(used, lanes, rows).sum()) * lanes * rows * length
       if computed < 0.99 * fewest:
         best, fewest = length, computed
     return best
@@ -287,6 +286,11 @@ class Loader:
 def _blocks(rows: Any, size: int) -> Any:
   """Blocks of `size` rows that hold so many rows."""
   return -(-rows // size)
+
+
+def _microbatches(counts: np.ndarray, lanes: int, rows: int) -> np.ndarray:
+  """int64 [steps]: microbatches in use, for so many rows [steps, runs]."""
+  return _blocks(_blocks(counts, rows).sum(axis=1), lanes)
 
 
 def _halvings(limit: int) -> list[int]:
