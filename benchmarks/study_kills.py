@@ -1,6 +1,6 @@
 """A study that is killed and goes on: `python -m benchmarks.study_kills --workdir=DIR --out=OUT`.
 
-Forty runs of a tiny random Llama (five data sets, four learning rates, both methods), undisturbed,
+120 runs of a tiny random Llama (five data sets, twelve learning rates, both methods), undisturbed,
 and again, killed (SIGKILL) at ten random moments and started again each time. Both have to come to
 the same results.csv to the last byte, and no run that was done may be trained again.
 """
@@ -39,7 +39,8 @@ def prepare(place: pathlib.Path) -> list[str]:
     eval__tasks='builtin',
     eval__train_limit=0,
   )
-  config.study.grid = f'path={",".join(files)}; method=full,lora; lr=1e-3,3e-3,1e-2,3e-2'
+  rates = ','.join(f'{n}e-3' for n in range(1, 13))
+  config.study.grid = f'path={",".join(files)}; method=full,lora; lr={rates}'
   config.study.lease_seconds = 10.0
   return tiny.flags(config)
 
@@ -95,6 +96,7 @@ def measure(place: pathlib.Path) -> dict[str, Any]:
     'seconds, undisturbed': round(takes, 1),
     'killed after seconds': moments,
     'runs done at each kill': done,
+    'kills while work was left': sum(count < len(now) for count in done),
     'runs trained again': again,
     'rows': whole.count(b'\n') - 1,
     'results.csv equal to the last byte': killed == whole,
