@@ -72,7 +72,8 @@ def measure(place: pathlib.Path) -> dict[str, Any]:
   whole = finish(flags, place / 'whole')
   takes = time.monotonic() - began
   rng = np.random.default_rng(0)
-  workdir, kept, moments, done = place / 'killed', {}, [], []
+  workdir, moments, done = place / 'killed', [], []
+  kept: dict[str, int] = {}
   again = 0
   for _ in range(KILLS):
     process = start(flags, workdir)
