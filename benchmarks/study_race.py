@@ -114,16 +114,19 @@ def ours(work: Path, round_: int, length: int) -> dict[str, Any]:
     f'--workdir={workdir}',
     *(f'--config.{key}={value}' for key, value in settings(work, cache, length).items()),
   ]
-  seconds = _timed(command, work / f'ours-{round_}.log')
+  log = work / f'ours-{round_}.log'
+  seconds = _timed(command, log)
+  said = [line for line in log.read_text().splitlines() if 'compiled in this process' in line]
   rows = [
     json.loads(line)
     for file in workdir.glob('runs/*/rows.jsonl')
     for line in file.read_text().splitlines()
   ]
-  column = next(name for name in rows[0] if name.endswith('-10shot-ll-acc'))
+  column = next(name for name in rows[0] if name.endswith('-10shot-ll'))
   return {
     'seconds': seconds,
     'rows': len(rows),
+    'programs': said[-1],
     'scores': [row[column] for row in rows],
   }
 
@@ -262,6 +265,7 @@ def main() -> None:
   print('\n'.join(lines))
   command = ' '.join(['python -m benchmarks.study_race', *sys.argv[1:]])
   title = ['# A study of ten runs beside TRL and lm-eval', '', f'`{command}`', '']
+  lines += ['', f'Ours: {found["ours"][0]["programs"]}.']
   report.write(args.out, [*title, *lines], found)
 
 

@@ -28,7 +28,7 @@ from sft_jax.utils import mixture
 # Training records of the data sets held in memory at once, the latest; others are read again.
 _RECORDS = 300_000
 # Data sets, each of which holds three files open.
-_SETS = 32
+_SETS = 16
 # Factors that decide what the prepared data are, besides the tokenizer.
 DATA_FACTORS = (
   *('data_name', 'data_path', 'data_format', 'data_size', 'template', 'loss_on'),
