@@ -441,6 +441,7 @@ def test_figures_of_the_readme_are_those_of_the_results():
     ('gsm8k', 'GSM8K 4-shot generation'),
   ):
     assert f'{told} {float(cells("evaluate.md", job)[4]):.1f}×' in text
+  assert f'{float(cells("study_race.md", "10 | 32")[7]):.1f}×, one train program' in text
   int8 = cells('quantized.md', 'int8')
   assert f'perplexity {float(int8[2][:-1]):.1f} %'.replace('-', '−') in text
   assert f'loss of LoRA at the end +{float(int8[5][:-1]):.1f} %' in text
