@@ -13,6 +13,7 @@ import numpy as np
 
 from sft_jax import spec as spec_lib
 from sft_jax.analysis import copies, denominators, table
+from sft_jax.utils import words
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -80,19 +81,20 @@ def mend(
     if finding.check == 'scale':
       columns = list(finding.columns)
       out.loc[list(finding.rows), columns] = frame.loc[list(finding.rows), columns] * 100
-      said.append(f'{", ".join(columns)}: {len(finding.rows)} rows times 100.')
+      said.append(f'{", ".join(columns)}: {words.count(len(finding.rows), "row")} times 100.')
     elif finding.check in ('mixed', 'constant'):
       gone = [c for c in finding.columns if c in out]
       out = out.drop(columns=gone)
-      said += [f'{c} is left out ({finding.check}).' for c in gone]
+      said += [f'{", ".join(gone)}: left out ({finding.check}).'] if gone else []
     elif finding.check == 'range':
       for column in finding.columns:
         wrong = (out[column] < 0) | (out[column] > 100)
         out.loc[wrong, column] = np.nan
-        said.append(f'{column}: {int(wrong.sum())} impossible scores count as missing.')
+        scores = words.count(int(wrong.sum()), 'impossible score')
+        said.append(f'{column}: {scores} taken as missing.')
     elif finding.check == 'doubled':
       out = out.drop(index=[row for row in finding.rows if row in out.index])
-      said.append(f'{len(finding.rows)} rows that stand twice are used once.')
+      said.append(f'Used once: {words.count(len(finding.rows), "row")} found twice.')
   out.attrs = dict(frame.attrs)
   return out, said
 
@@ -191,7 +193,7 @@ def _range(frame: 'pd.DataFrame') -> list[Finding]:
   for column in _scores(frame):
     wrong = frame.index[(frame[column] < 0) | (frame[column] > 100)]
     if len(wrong):
-      text = f'{column} has {len(wrong)} scores outside 0–100.'
+      text = f'{column} has {words.count(len(wrong), "score")} outside 0–100.'
       out.append(Finding('range', 'fault', text, (), (column,), tuple(map(int, wrong))))
   return out
 
@@ -201,21 +203,20 @@ def _doubled(frame: 'pd.DataFrame') -> list[Finding]:
   factors = [factor.column for factor in spec_lib.FACTORS.values()]
   known = dict.fromkeys((*table.META, *factors, 'run-id', 'step', 'train-data'))
   key = [c for c in known if c in frame]
-  words = frame[key].astype(str)
-  again = words.duplicated(keep='first')
+  again = frame[key].astype(str).duplicated(keep='first')
   if not again.any():
     return []
   twice = frame.astype(str).duplicated(keep='first')
   out = []
   if twice.any():
-    text = f'{int(twice.sum())} rows stand in the table twice.'
+    text = f'Twice in the table: {words.count(int(twice.sum()), "row")}.'
     rows = tuple(map(int, frame.index[twice]))
     out.append(Finding('doubled', 'fault', text, (), (), rows))
   other = again & ~twice
   if other.any():
     text = (
-      f'{int(other.sum())} rows have the same model, data and factors as another row but other '
-      'scores: a factor has no column. Analyses average them.'
+      f'{words.count(int(other.sum()), "row")} with the same model, data and factors as another '
+      'row but other scores: a factor has no column. Analyses average them.'
     )
     out.append(Finding('unnamed', 'fault', text, (), (), tuple(map(int, frame.index[other]))))
   return out
@@ -240,7 +241,7 @@ def _missing(frame: 'pd.DataFrame') -> list[Finding]:
     part = frame.loc[rows]
     who = part.groupby(['model_name', part['lora'].map(_method)], dropna=False).size()
     named = ', '.join(f'{name} {method} ({n})' for (name, method), n in who.items())
-    text = f'{len(rows)} rows lack {_list(list(pattern))}: {named}.'
+    text = f'{words.count(len(rows), "row")} without {_list(list(pattern))}: {named}.'
     out.append(Finding('missing', 'gap', text, (), tuple(pattern), tuple(map(int, rows))))
   try:
     block = table.core(frame)
@@ -251,19 +252,24 @@ def _missing(frame: 'pd.DataFrame') -> list[Finding]:
     wanted = [(m, d) for m in part['model_name'].unique() for d in part['data_name'].unique()]
     absent = [f'{m} on {d}' for m, d in wanted if (m, d) not in there]
     if absent:
-      text = f'Of the core block ({_method(lora)}), {len(absent)} runs are absent: {_list(absent)}.'
+      runs = words.count(len(absent), 'run')
+      text = f'Of the core block ({_method(lora)}), {runs} absent: {_list(absent)}.'
       out.append(Finding('missing', 'gap', text))
   return out
 
 
 def _constant(frame: 'pd.DataFrame') -> list[Finding]:
   out = []
+  # Of a study all released columns are there, most of them empty.
+  empty = [column for column in table.benchmarks(frame) if not frame[column].notna().any()]
+  if empty:
+    out.append(Finding('constant', 'gap', f'No value: {", ".join(empty)}.', (), tuple(empty)))
   for column in table.benchmarks(frame):
     x = frame[column].dropna()
     share = x.value_counts(normalize=True).iloc[0] if len(x) else 1.0
-    if not len(x):
-      text = f'{column} has no value.'
-    elif len(x) < _RARE * len(frame):
+    if column in empty:
+      continue
+    if len(x) < _RARE * len(frame):
       text = f'{column} has values in {len(x)} of {len(frame)} rows only'
       text += f', of which {share:.0%} are equal.'
     elif share >= _CONSTANT and len(x) > 2:

@@ -13,16 +13,15 @@ COLUMNS = {'mmlu': 'mmlu-0shot', 'zh': 'cmmlu-0shot', 'jp': 'jmmlu-0shot'}
 PAIRS = (('mmlu', 'zh'), ('mmlu', 'jp'), ('zh', 'jp'))
 
 
-def correlate(
-  rows: 'pd.DataFrame', centre: bool = False, resamples: int = 0, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+def correlate(rows: 'pd.DataFrame', centre: bool = False) -> dict[str, dict[str, Any]]:
   """{'mmlu_zh', 'mmlu_jp', 'zh_jp': {'pearson', 'spearman', 'n', 'low', 'high'}} over rows.
+
+  The interval is of Pearson's r over models and data sets (`resampling.Jackknife` of atanh r); None
+  with fewer than three of either.
 
   Args:
     rows: Gains or scores.
     centre: Take out each model's mean first.
-    resamples: Draws of models for an interval of Pearson's r; 0 for none.
-    seed: Of the draws.
 
   Raises:
     table.Skip: fewer than two of the three versions.
@@ -37,9 +36,9 @@ def correlate(
     both = values[a].notna() & values[b].notna()
     x, y = (values[k][both].to_numpy(float) for k in (a, b))
     models = rows.loc[both, 'model_name'].to_numpy()
+    low, high = _interval(x, y, models, rows.loc[both, 'data_name'].to_numpy(), centre)
     if centre:
       x, y = (_centre(v, models) for v in (x, y))
-    low, high = _interval(x, y, models, resamples, seed)
     r = similarity.pearson(x, y)
     out[f'{a}_{b}'] = {
       'pearson': r if np.isfinite(r) else None,
@@ -59,22 +58,24 @@ def _centre(x: np.ndarray, models: np.ndarray) -> np.ndarray:
 
 
 def _interval(
-  x: np.ndarray, y: np.ndarray, models: np.ndarray, resamples: int, seed: int
+  x: np.ndarray, y: np.ndarray, models: np.ndarray, datasets: np.ndarray, centre: bool
 ) -> tuple[float | None, float | None]:
-  """95 % bootstrap interval of Pearson's r, drawing models with all their rows."""
-  names = np.unique(models)
-  if len(names) < 3 or not resamples:
+  """95 % interval of Pearson's r; rows of a model go together, and so do those of a data set."""
+  names, who = np.unique(models.astype(str), return_inverse=True)
+  sets, which = np.unique(datasets.astype(str), return_inverse=True)
+  if min(len(names), len(sets)) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
     return None, None
-  moments = np.stack(
-    [
-      [np.sum(k), x[k].sum(), y[k].sum(), (x[k] ** 2).sum(), (y[k] ** 2).sum(), (x[k] * y[k]).sum()]
-      for k in (models == name for name in names)
-    ]
-  )
-  weights = resampling.weights(np.random.default_rng(seed), resamples, len(names))
-  n, sx, sy, sxx, syy, sxy = (weights @ moments).T
-  spread = (sxx - sx * sx / n) * (syy - sy * sy / n)
-  with np.errstate(invalid='ignore', divide='ignore'):
-    r = np.where(spread > 0, (sxy - sx * sy / n) / np.sqrt(np.maximum(spread, 0)), np.nan)
-  low, high = resampling.interval(r, len(names))
-  return (low, high) if np.isfinite(low) else (None, None)
+  # Sums of products of standardised values lose nothing to cancellation.
+  x, y = ((v - v.mean()) / v.std() for v in (x, y))
+  sums = np.zeros((len(names), len(sets), 6))
+  np.add.at(sums, (who, which), np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], -1))
+  jackknife = resampling.Jackknife(sums[..., 0] > 0)
+  held = np.einsum('bm,bmd,mdk->bmk', *jackknife.weights, sums, optimize=True)
+  held = held if centre else held.sum(1, keepdims=True)
+  n, sx, sy, sxx, syy, sxy = np.moveaxis(held, -1, 0)
+  n = np.maximum(n, 1)
+  xx, yy, xy = ((v - a * b / n).sum(1) for v, a, b in ((sxx, sx, sx), (syy, sy, sy), (sxy, sx, sy)))
+  fine = (xx > 1e-9) & (yy > 1e-9)
+  r = np.where(fine, xy / np.sqrt(np.where(fine, xx * yy, 1)), np.nan)
+  low, high = np.tanh(jackknife.interval(resampling.fisher(r)))
+  return (float(low), float(high)) if np.isfinite(low) else (None, None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_jax.analysis import gains, similarity, table
+from sft_jax.analysis import gains, resampling, similarity, table
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -17,30 +17,24 @@ _FEWEST_TESTED = 6  # Pairs for a Wilcoxon test: with fewer, p cannot be below 0
 
 
 def paired(
-  differences: np.ndarray,
-  clusters: Sequence[str],
-  columns: Sequence[str],
-  resamples: int = 2000,
-  seed: int = 0,
+  differences: np.ndarray, clusters: Sequence[str], columns: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-  """Mean, median, share above zero, Wilcoxon p and an interval of matched differences.
+  """Mean, median, share above zero, an interval and tests of matched differences.
 
   Args:
     differences: [pairs, columns], NaN where one side is unknown.
-    clusters: Model of each pair: the bootstrap draws models, with all their pairs.
+    clusters: Model of each pair: those of one model go together.
     columns: Names; besides them 'mean', the mean of a pair over its known columns.
-    resamples: Draws.
-    seed: Of the draws.
+
+  Returns:
+    {column: {'mean', 'median', 'share_positive', 'n'; 'low', 'high', 'p': Student's over models,
+    None with fewer than three of them (`resampling.clustered`); 'decided': that the mean is not 0,
+    after correction for all columns (Holm), of 'mean' by itself; 'wilcoxon_p': of pairs, as if each
+    were independent of the others of its model}}.
   """
   both = np.column_stack([differences, _row_mean(differences)])
-  names = np.asarray(clusters)
-  groups = sorted(set(clusters))
-  low = high = np.full(both.shape[1], np.nan)
-  if len(groups) > 2:
-    known = np.isfinite(both)
-    sums = np.stack([np.where(known, both, 0)[names == g].sum(axis=0) for g in groups])
-    counts = np.stack([known[names == g].sum(axis=0) for g in groups])
-    low, high = gains.interval_of_ratio(sums, counts, resamples, seed)
+  low, high, p = over_models(both, clusters)
+  sure = np.append(resampling.holm(p[:-1]), p[-1]) <= 1 - resampling.LEVEL
   out = {}
   for j, column in enumerate((*columns, 'mean')):
     x = both[np.isfinite(both[:, j]), j]
@@ -52,8 +46,27 @@ def paired(
       'wilcoxon_p': wilcoxon(x),
       'low': finite(low[j]),
       'high': finite(high[j]),
+      'p': finite(p[j]),
+      'decided': bool(sure[j]),
     }
   return out
+
+
+def over_models(
+  values: np.ndarray, clusters: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Interval of the mean of each column of [rows, columns], and p that it is 0, rows of one model
+  going together; NaN with fewer than three models."""
+  names, groups = np.asarray(clusters), sorted(set(clusters))
+  known = np.isfinite(values)
+  if not groups:
+    nothing = np.full(values.shape[1], np.nan)
+    return nothing, nothing, nothing
+  sums = np.stack([np.where(known, values, 0)[names == g].sum(axis=0) for g in groups])
+  counts = np.stack([known[names == g].sum(axis=0) for g in groups])
+  few = (counts > 0).sum(axis=0) < 3
+  low, high, p = resampling.clustered(sums, counts)
+  return np.where(few, np.nan, low), np.where(few, np.nan, high), np.where(few, np.nan, p)
 
 
 def wilcoxon(x: np.ndarray) -> float | None:
@@ -75,16 +88,12 @@ def matched(
   return means[0].loc[common] - means[1].loc[common]
 
 
-def full_minus_lora(
-  block: 'pd.DataFrame', columns: Sequence[str], resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+def full_minus_lora(block: 'pd.DataFrame', columns: Sequence[str]) -> dict[str, Any]:
   """Full fine-tuning less LoRA at equal (model, data), in all and without incomplete models.
 
   Args:
     block: Scores of one block.
     columns: Benchmarks.
-    resamples: Draws of models for intervals.
-    seed: Of the draws.
 
   Returns:
     'benchmarks': see `paired`; 'categories' {name: the same over means of its benchmarks},
@@ -110,10 +119,8 @@ def full_minus_lora(
     'n': len(change),
     'n_complete': len(whole),
     'incomplete_models': sorted(broken),
-    'benchmarks': paired(values, models, columns, resamples, seed),
-    'categories': paired(np.column_stack(means), kept, list(used), resamples, seed)
-    if used and len(whole)
-    else {},
+    'benchmarks': paired(values, models, columns),
+    'categories': paired(np.column_stack(means), kept, list(used)) if used and len(whole) else {},
   }
 
 
@@ -162,9 +169,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
   return finite(r)
 
 
-def larger_minus_smaller(
-  frame: 'pd.DataFrame', columns: Sequence[str], resamples: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+def larger_minus_smaller(frame: 'pd.DataFrame', columns: Sequence[str]) -> dict[str, Any]:
   """Scores of the largest size less the smallest at equal (model, data, method, schedule, epoch).
 
   Returns:
@@ -195,7 +200,7 @@ def larger_minus_smaller(
     models = part.index.get_level_values('model_name').astype(str)
     told[name] = {
       'n': len(part),
-      'benchmarks': paired(part.to_numpy(float), list(models), columns, resamples, seed),
+      'benchmarks': paired(part.to_numpy(float), list(models), columns),
       'by_model': {model: _means(part[models == model], columns) for model in sorted(set(models))},
     }
   told['epoch'] = float(epochs.max())

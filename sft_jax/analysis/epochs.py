@@ -23,8 +23,9 @@ def trajectories(
 
   Returns:
     'curve' {epoch: {benchmark or 'mean': {'mean', 'n'}}}; 'spearman' {benchmark or 'mean': {'mean',
-    'median', 'share_positive', 'n', 'skipped_constant', 'wilcoxon_p'}} over trajectories (model,
-    data); 'models', 'n'.
+    'median', 'share_positive', 'n', 'skipped_constant', 'wilcoxon_p', 'low', 'high', 'p'}} over
+    trajectories (model, data), the last three with those of one model together (see
+    `effects.paired`); 'models', 'n'.
 
   Raises:
     table.Skip: no trajectory of three epochs or more.
@@ -40,22 +41,23 @@ def trajectories(
     curve[f'{epoch:g}'] = {
       c: {'mean': effects.finite(part[c].mean()), 'n': int(part[c].notna().sum())} for c in names
     }
-  ranks: dict[str, list[float]] = {c: [] for c in names}
+  ranks: dict[str, list[tuple[str, float]]] = {c: [] for c in names}
   skipped = dict.fromkeys(names, 0)
   whole = scores.assign(mean=scores[list(columns)].mean(axis=1, skipna=False))
-  for _, part in whole.groupby(key):
-    for column in names:
-      pair = part[['epoch', column]].dropna()
-      if len(pair) < 3 or pair['epoch'].nunique() < 3:
+  for (model, _), part in whole.groupby(key):
+    when, values = part['epoch'].to_numpy(float), part[list(names)].to_numpy(float)
+    for column, value in zip(names, values.T, strict=True):
+      if len(np.unique(when[np.isfinite(value)])) < 3:
         continue
-      r = effects.spearman(pair['epoch'].to_numpy(float), pair[column].to_numpy(float))
+      r = effects.spearman(when, value)
       if r is None:
         skipped[column] += 1
       else:
-        ranks[column].append(r)
+        ranks[column].append((model, r))
   told = {}
   for column in names:
-    x = np.asarray(ranks[column])
+    x = np.array([r for _, r in ranks[column]])
+    bounds = effects.over_models(x[:, None], [model for model, _ in ranks[column]])
     told[column] = {
       'mean': effects.finite(x.mean()) if len(x) else None,
       'median': effects.finite(np.median(x)) if len(x) else None,
@@ -63,6 +65,7 @@ def trajectories(
       'n': len(x),
       'skipped_constant': skipped[column],
       'wilcoxon_p': effects.wilcoxon(x),
+      **{k: effects.finite(v[0]) for k, v in zip(('low', 'high', 'p'), bounds, strict=True)},
     }
   return {
     'curve': curve,

@@ -89,7 +89,7 @@ def heatmap(
         f'height="{_ROW - 1}" fill="{fill}"/><text x="{x + wide / 2:.0f}" y="{y + 16}" class="c" '
         f'fill="{ink}">{_show(value, digits)}</text></g>'
       )
-  size = (_LABEL + len(columns) * wide + 110, _TOP + len(rows) * _ROW + 8)
+  size = (_LABEL + len(columns) * wide + 130, _TOP + len(rows) * _ROW + 8)
   return Figure(name, caption, _svg(parts, size), (('row', 'column', 'value', *more), lines))
 
 
@@ -148,7 +148,7 @@ def curves(
   ticks, marks = _ticks(min(ys), max(ys)), _ticks(min(xs), max(xs))
   low, high = min(ticks[0], *ys), max(ticks[-1], *ys)
   first, last = min(xs), max(max(xs), min(xs) + 1e-9)
-  width, height, left, top = 520, 260, 60, 12
+  width, height, left, top = 520, 260, 60, 30
   at_x = lambda v: left + (v - first) / (last - first) * width
   at_y = lambda v: top + height - (v - low) / max(high - low, 1e-9) * height
   parts = [
@@ -178,7 +178,7 @@ def curves(
     )
   parts.append(
     f'<text x="{left + width / 2}" y="{top + height + 38}" class="c">'
-    f'{html.escape(labels[0])}</text>'
+    f'{html.escape(labels[0])}</text><text x="4" y="14">{html.escape(labels[1])}</text>'
   )
   lines = [[label, x, y] for label, line in series.items() for x, y in line]
   size = (left + width + 250, max(top + height + 46, 30 + 20 * len(series)))
@@ -198,15 +198,21 @@ def scatter(
   span = lambda v: (min(v), max(max(v) - min(v), 1e-9))
   (x0, dx), (y0, dy) = span(xs), span(ys)
   parts = [f'<rect x="{left}" y="{top}" width="{width}" height="{height}" class="f"/>']
-  for label, group, x, y in points:
-    px = left + 30 + (x - x0) / dx * (width - 60)
-    py = top + height - 24 - (y - y0) / dy * (height - 48)
+  places = [
+    (
+      left + 30 + (x - x0) / dx * (width - 60),
+      top + height - 24 - (y - y0) / dy * (height - 48),
+    )
+    for _, _, x, y in points
+  ]
+  shown = _beside(places, [p[0] for p in points], left, left + width)
+  for (label, group, x, y), (px, py), (on_left, lower) in zip(points, places, shown, strict=True):
     colour = _COLOURS[groups.index(group) % len(_COLOURS)]
-    side = 'class="r" x="-8"' if px > left + width * 0.75 else 'x="8"'
+    side = 'class="r" x="-8"' if on_left else 'x="8"'
     parts.append(
       f'<g transform="translate({px:.1f},{py:.1f})" '
       f'data-t="{html.escape(f"{label} {group}: {x:.2f}, {y:.2f}")}"><circle r="5" '
-      f'fill="{colour}"/><text {side} y="4">{html.escape(label)}</text></g>'
+      f'fill="{colour}"/><text {side} y="{4 + lower}">{html.escape(label)}</text></g>'
     )
   parts.append(
     f'<text x="{left + width / 2}" y="{top + height + 20}" class="c">'
@@ -214,6 +220,40 @@ def scatter(
   )
   size = (left + width + 60, top + height + 30)
   return Figure(name, caption, _svg(parts, size), (('name', 'group', *labels), points))
+
+
+def _beside(
+  places: Sequence[tuple[float, float]], labels: Sequence[str], left: float, right: float
+) -> list[tuple[bool, int]]:
+  """Where each label goes: left of its point or not, and so much lower; none on another's.
+
+  Where there is no room the first way is taken.
+  """
+  taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in places]
+  out = []
+  for own, ((x, y), label) in enumerate(zip(places, labels, strict=True)):
+    wide, prefers_left = 7 * len(label), x > left + 0.75 * (right - left)
+    ways = [(side, lower) for lower in (0, 12, -12) for side in (prefers_left, not prefers_left)]
+    boxes = {
+      (side, lower): (x - 8 - wide if side else x + 8, x - 8 if side else x + 8 + wide, y + lower)
+      for side, lower in ways
+    }
+    free = [
+      way
+      for way, (a, b, middle) in boxes.items()
+      if left <= a
+      and b <= right + 60
+      and not any(
+        a < d and c < b and middle - 6 < f and e < middle + 6
+        for other, (c, d, e, f) in enumerate(taken)
+        if other != own
+      )
+    ]
+    chosen = free[0] if free else ways[0]
+    a, b, middle = boxes[chosen]
+    taken.append((a, b, middle - 6, middle + 6))
+    out.append(chosen)
+  return out
 
 
 def _svg(parts: Sequence[str], size: tuple[float, float]) -> str:

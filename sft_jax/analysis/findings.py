@@ -6,6 +6,7 @@ missing value is skipped. `strict` is without models whose bases the checks doub
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ class Study:
     change: Gains of the trained rows; None without untrained rows.
     columns: Benchmarks that averages are of.
     strict: Models whose bases are their own.
-    resamples: Draws for each interval.
+    resamples: Draws where intervals are of such.
     seed: Of the draws.
   """
 
@@ -41,9 +42,14 @@ class Study:
   resamples: int = 2000
   seed: int = 0
 
+  @functools.cached_property
+  def block(self) -> 'pd.DataFrame':
+    """The core block of `scores`; see `table.core`."""
+    return table.core(self.scores)
+
   def core(self, frame: 'pd.DataFrame') -> 'pd.DataFrame':
     """The rows of the core block of `scores`, taken of `frame`."""
-    return frame.loc[table.core(self.scores).index]
+    return frame.loc[self.block.index]
 
   def gains(self) -> 'pd.DataFrame':
     """Gains, or `Skip` with what is missing."""
@@ -68,7 +74,7 @@ def study(
   Args:
     scores: As `table.read` or `checks.mend` gives it.
     found: What the checks say of it.
-    resamples: Draws for each interval.
+    resamples: Draws where intervals are of such.
     seed: Of the draws.
     trust_bases: Leave no model out of the strict set.
   """
@@ -102,9 +108,7 @@ def mean_gains(study: Study) -> dict[str, Any]:
   """Q1: tables `full`, `full_strict`, `lora`, `lora_strict`, their n, shares, intervals, signs."""
   change = study.core(study.gains())
   parts = {
-    f'{name}{tail}': attempt(
-      gains.summary, change, study.columns, lora, models, study.resamples, study.seed
-    )
+    f'{name}{tail}': attempt(gains.summary, change, study.columns, lora, models)
     for name, lora in METHODS.items()
     for tail, models in study.sets().items()
   }
@@ -120,7 +124,7 @@ def mean_gains(study: Study) -> dict[str, Any]:
   }
   out |= {name: part['mean'] for name, part in made.items()}
   out |= {name: part for name, part in parts.items() if is_skipped(part)}
-  for key in ('n', 'positive', 'low', 'high', 'overall'):
+  for key in ('n', 'positive', 'low', 'high', 'low_joint', 'high_joint', 'overall'):
     out[key] = {name: part[key] for name, part in made.items()}
   out['sign_differs'] = {
     name: _sign_changes(out[name], out[f'{name}_strict'])
@@ -157,7 +161,7 @@ def _sign_changes(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[dict[s
 
 def shares(study: Study) -> dict[str, Any]:
   """Q2: variance shares of scores."""
-  return similarity.variance_shares(table.core(study.scores), study.columns)
+  return similarity.variance_shares(study.block, study.columns)
 
 
 def likeness(study: Study) -> dict[str, Any]:
@@ -173,9 +177,9 @@ def likeness(study: Study) -> dict[str, Any]:
       if not held:
         continue
       values, _ = gains.cube(change, study.columns, lora, held)
-      for form, x in (('raw', values), ('centred', similarity.centred(values))):
+      for form, centre in (('raw', False), ('centred', True)):
         out['models'][f'{name}_{form}{tail}'] = attempt(
-          similarity.model_similarity, x, held, study.resamples, study.seed
+          similarity.model_similarity, values, held, centre
         )
     complete = _complete(change, study.columns, lora, present)
     values, names = gains.cube(change, study.columns, lora, complete)
@@ -215,8 +219,8 @@ def components(study: Study) -> dict[str, Any]:
 
 def methods(study: Study) -> dict[str, Any]:
   """Q5: full fine-tuning less LoRA, on the core block and on all data together."""
-  block = table.core(study.scores)
-  ask = lambda rows: effects.full_minus_lora(rows, study.columns, study.resamples, study.seed)
+  block = study.block
+  ask = lambda rows: effects.full_minus_lora(rows, study.columns)
   out = {'core': ask(block)}
   every = study.scores[study.scores['data_name'] == table.ALL]
   last = every[every['epoch'] == every['epoch'].max()]
@@ -243,7 +247,7 @@ def epochs(study: Study) -> dict[str, Any]:
 
 def sizes(study: Study) -> dict[str, Any]:
   """Q7: scores of the larger size less the smaller."""
-  return effects.larger_minus_smaller(study.scores, study.columns, study.resamples, study.seed)
+  return effects.larger_minus_smaller(study.scores, study.columns)
 
 
 def languages(study: Study) -> dict[str, Any]:
@@ -263,8 +267,7 @@ def languages(study: Study) -> dict[str, Any]:
     **{f'core_{code}': (group(code), False) for code in table.LANGUAGES},
     **{f'core_model:{m}': (core[core['model_name'] == m], False) for m in table.models(core)},
   }
-  ask = lambda rows, centre: crosslingual.correlate(rows, centre, study.resamples, study.seed)
-  out = {name: attempt(ask, rows, centre) for name, (rows, centre) in sets.items()}
+  out = {name: attempt(crosslingual.correlate, *given) for name, given in sets.items()}
   if is_skipped(out['core']):
     raise table.Skip(out['core']['skipped'])
   return out

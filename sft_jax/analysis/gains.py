@@ -89,19 +89,16 @@ def cube(
 
 
 def summary(
-  frame: 'pd.DataFrame',
-  columns: Sequence[str],
-  lora: bool,
-  models: Sequence[str],
-  resamples: int = 2000,
-  seed: int = 0,
+  frame: 'pd.DataFrame', columns: Sequence[str], lora: bool, models: Sequence[str]
 ) -> dict[str, Any]:
   """H[D,b]: mean gain over models, with n, share of positive ones and a 95 % interval.
 
   Returns:
-    {'mean', 'n', 'positive', 'low', 'high'}, each {data: {benchmark: value}}; 'overall' {data:
-    {'mean', 'n', 'low', 'high'}}, the mean over benchmarks of the means over models. Intervals are
-    of the bootstrap over models, and None with fewer than three of them.
+    {'mean', 'n', 'positive', 'low', 'high', 'low_joint', 'high_joint'}, each {data: {benchmark:
+    value}}; 'overall' {data: {'mean', 'n', 'low', 'high', 'p', 'decided'}}, the mean over
+    benchmarks of the means over models. Intervals are Student's over models, and None with fewer
+    than three of them; the joint ones hold for all cells together (Bonferroni). `decided` is that
+    the mean is not 0, after correction for all data sets (Holm).
 
   Raises:
     table.Skip: no cell of this method.
@@ -113,84 +110,40 @@ def summary(
   n = known.sum(axis=0)
   divided = lambda top: np.divide(top, n, out=np.full(n.shape, np.nan), where=n > 0)
   mean = divided(np.where(known, values, 0).sum(axis=0))
-  low, high = bootstrap(values, resamples, seed)
+  moved = np.where(known, (values - mean) / np.maximum(n, 1), np.nan)
+  bounds = {'': resampling.LEVEL, '_joint': 1 - (1 - resampling.LEVEL) / max((n > 2).sum(), 1)}
   as_table = lambda grid: {
     name: {column: _number(grid[i, j]) for j, column in enumerate(columns)}
     for i, name in enumerate(names)
   }
-  few = n < 3
   out = {
     'mean': as_table(mean),
     'n': {name: dict(zip(columns, map(int, n[i]), strict=True)) for i, name in enumerate(names)},
     'positive': as_table(divided((known & (values > 0)).sum(axis=0))),
-    'low': as_table(np.where(few, np.nan, low)),
-    'high': as_table(np.where(few, np.nan, high)),
   }
-  drawn = _resampled(values, resamples, seed)
-  means = _mean(drawn, axis=2)
-  bounds = _quantiles(means, len(models)) if len(models) > 2 else None
+  for tail, level in bounds.items():
+    low, high, _ = resampling.students(mean, moved, level)
+    out[f'low{tail}'] = as_table(np.where(n < 3, np.nan, low))
+    out[f'high{tail}'] = as_table(np.where(n < 3, np.nan, high))
+  overall = _mean(mean, axis=1)
+  units = known.any(axis=2).sum(axis=0)
+  # What a model moves the mean over benchmarks by: nothing where it has no value.
+  each = np.where(known.any(axis=2), np.nan_to_num(moved).sum(axis=2), np.nan)
+  each = each / np.maximum((n > 0).sum(axis=1), 1)
+  low, high, p = (np.where(units < 3, np.nan, x) for x in resampling.students(overall, each))
+  sure = resampling.holm(p) <= 1 - resampling.LEVEL
   out['overall'] = {
     name: {
-      'mean': _number(_mean(mean[i], axis=0)),
-      'n': int(known[:, i].any(axis=1).sum()),
-      'low': None if bounds is None else _number(bounds[0, i]),
-      'high': None if bounds is None else _number(bounds[1, i]),
+      'mean': _number(overall[i]),
+      'n': int(units[i]),
+      'low': _number(low[i]),
+      'high': _number(high[i]),
+      'p': _number(p[i]),
+      'decided': bool(sure[i]),
     }
     for i, name in enumerate(names)
   }
   return out
-
-
-def bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """95 % interval of means over the first axis, whose members are drawn anew.
-
-  Args:
-    values: [models, …], NaN where unknown.
-    resamples: How often to draw.
-    seed: Of the draws.
-
-  Returns:
-    Low and high, of the shape of a mean; NaN where nothing is known.
-  """
-  low, high = _quantiles(_resampled(values, resamples, seed), len(values))
-  return low, high
-
-
-def interval_of_ratio(
-  sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """95 % interval of Σ sums / Σ counts, both [models, …], over draws of the models."""
-  rng = np.random.default_rng(seed)
-  weights = resampling.weights(rng, resamples, len(sums))
-  top, bottom = weights @ sums, weights @ counts
-  ratio = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
-  low, high = _quantiles(ratio, len(sums))
-  return low, high
-
-
-def _quantiles(drawn: np.ndarray, units: int) -> np.ndarray:
-  """[2, …] bounds of 95 % of draws [draws, …], widened for few units (`resampling.tail`)."""
-  if units < 2:
-    return np.full((2, *drawn.shape[1:]), np.nan)
-  nothing = ~np.isfinite(drawn).any(axis=0)
-  share = resampling.tail(units)
-  filled = np.where(nothing, 0.0, drawn)
-  whole = np.isfinite(filled).all()
-  bounds = (np.quantile if whole else np.nanquantile)(filled, [share, 1 - share], axis=0)
-  return np.where(nothing, np.nan, bounds)
-
-
-def _resampled(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-  """Means over the first axis of `resamples` draws of its members, with replacement."""
-  rng = np.random.default_rng(seed)
-  weights = resampling.weights(rng, resamples, len(values))
-  flat = values.reshape(len(values), -1)
-  known = np.isfinite(flat)
-  total = weights @ known
-  out = np.divide(
-    weights @ np.where(known, flat, 0), total, out=np.full(total.shape, np.nan), where=total > 0
-  )
-  return out.reshape(resamples, *values.shape[1:])
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

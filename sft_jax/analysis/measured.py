@@ -19,6 +19,7 @@ from sft_jax.analysis import (
   grafted,
   intrinsic_dim,
   layers,
+  measured_alone,
   model_map,
   predictors,
   table,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # Where probes' tables lie below a study's workdir.
 PROPERTIES = 'probes/dataset_properties*.csv'
+SIMILARITY = 'probes/similarity*.csv'
 STATES = 'probes/hidden_states*.npz'
 VECTORS = 'probes/loglik_vector*.npz'
 # What may predict a gain, one of a kind: perplexity and what it is held against. Perplexities are
@@ -39,7 +41,7 @@ VECTORS = 'probes/loglik_vector*.npz'
 PREDICTORS = (
   *('log_ppl-train', 'log_ppl-train-response', 'bits-per-byte-train', 'early-drop'),
   *('hard-tokens', 'response-entropy', 'diversity', 'near-duplicates', 'distinct-2', 'tokens'),
-  'words-response',
+  *('words-response', 'similarity'),
 )
 _MAIN = PREDICTORS[0]
 OVERALL = 'overall'
@@ -80,7 +82,8 @@ def predict(study: findings.Study, place: pathlib.Path | None) -> dict[str, Any]
 
   Returns:
     {method: {'tests': rows of `predictors.tests`, of `OVERALL` and each benchmark; 'rivals':
-    {predictor: `predictors.against` perplexity, on the overall gain}}}.
+    `predictors.rivals` of perplexity, on the overall gain}}; of a single model, which has no such
+    tests, what `measured_alone.predict` gives.
   """
   change = study.core(study.gains())
   known = _properties(study, place)
@@ -93,29 +96,37 @@ def predict(study: findings.Study, place: pathlib.Path | None) -> dict[str, Any]
   for name, lora in findings.METHODS.items():
     rows = change[change['lora'] == lora]
     if len(rows):
-      out[name] = findings.attempt(_tests, rows, known, study)
+      out[name] = findings.attempt(_tests, rows, known, study, place)
   if all(findings.is_skipped(part) for part in out.values()):
     raise table.Skip(next(iter(out.values()))['skipped'] if out else 'needs gains')
   return out
 
 
-def _tests(rows: 'pd.DataFrame', known: 'pd.DataFrame', study: findings.Study) -> dict[str, Any]:
+def _tests(
+  rows: 'pd.DataFrame', known: 'pd.DataFrame', study: findings.Study, place: pathlib.Path | None
+) -> dict[str, Any]:
+  import pandas as pd
+
   columns = [OVERALL, *study.columns] if len(study.columns) > 1 else [OVERALL]
   frame = rows.assign(**{OVERALL: gains.overall(rows, study.columns)})
-  _, _, held, values = predictors.cube(frame, known, columns)
+  models, datasets, held, values = predictors.cube(frame, known, columns)
+  if files := _found(place, SIMILARITY):
+    alike = pd.concat([vector_lib.read_properties(file) for file in files])
+    held['similarity'] = measured_alone.similarity(alike, models, datasets, columns)
   # One that is the same everywhere, or known of too few, tests nothing.
   used = {k: held[k] for k in PREDICTORS if k in held and np.isfinite(held[k]).any()}
   if not used:
     raise table.Skip(f'needs one of {", ".join(PREDICTORS)}: {_HOW}')
+  if len(models) == 1:
+    alone = measured_alone.predict(used, values, columns, _MAIN, study.seed)
+    if not alone['alone']:
+      raise table.Skip(f'needs {predictors.LEAST_DATASETS} data sets')
+    return alone
   settings = predictors.Settings(draws=study.resamples, seed=study.seed)
   tests = predictors.tests(used, values, columns, settings)
   if all(row['reason'] for row in tests):
     raise table.Skip(tests[0]['reason'])
-  rivals = {
-    name: predictors.against(used[_MAIN], value, values[:, :, 0])
-    for name, value in used.items()
-    if _MAIN in used and name != _MAIN
-  }
+  rivals = predictors.rivals(used, _MAIN, values[:, :, 0])
   return {'tests': tests, 'rivals': rivals}
 
 
@@ -167,7 +178,8 @@ def where(study: findings.Study, place: pathlib.Path | None) -> dict[str, Any]:
   Returns:
     {method: {'models', 'datasets', 'depths'; 'change': mean relative change by depth; 'modules':
     the same for each kind of module; 'by_depth': see `layers.by_depth`; 'across': see
-    `layers.across_models`}}, the latter two perhaps {'skipped': …}.
+    `layers.across_models`; 'alone': see `measured_alone.depths`}}; 'by_depth' and 'across' perhaps
+    {'skipped': …}, 'alone' None of several models.
   """
   if not (_found(place, 'layers.jsonl') or _found(place, 'runs/*/layers.jsonl')) or place is None:
     raise table.Skip('needs layers.jsonl of runs: give the workdir of the study')
@@ -211,6 +223,7 @@ def _layers(
     'change': mean(values),
     'modules': {m.removeprefix('layers/'): mean(v) for m, v in by_module.items()},
     'by_depth': _plain(found),
+    'alone': measured_alone.depths(values, gain) if len(models) == 1 else None,
     'across': findings.attempt(_across, values),
   }
 

@@ -22,6 +22,9 @@ def _bounds(low: float | None, high: float | None) -> str:
 def _say_predictors(answer: Answer) -> list[str]:
   out = []
   for name, part in _made(answer).items():
+    if 'alone' in part:
+      out += _say_alone(name, part)
+      continue
     first = part['tests'][0]['benchmark']
     for row in part['tests']:
       if row['benchmark'] != first or row['reason']:
@@ -52,9 +55,30 @@ def _say_predictors(answer: Answer) -> list[str]:
   return out
 
 
+def _say_alone(name: str, part: Answer) -> list[str]:
+  """Of a study with one model."""
+  first = part['alone'][0]['benchmark']
+  out = [
+    f'{name}: of one model, so nothing here says what other models would show; intervals are over '
+    'its data sets.'
+  ]
+  for row in part['alone']:
+    if row['benchmark'] == first:
+      word = 'a finding' if row['finding'] else 'no finding'
+      out.append(
+        f'{name}: {row["predictor"]} and the overall gain: rank correlation {row["rho"]:+.2f} '
+        f'({_bounds(row["low"], row["high"])}; {row["n"]} data sets); p {row["p"]:.2g}, corrected '
+        f'for {len(part["alone"])} tests {row["p_holm"]:.2g}: {word}.'
+      )
+  return out
+
+
 def _draw_predictors(answer: Answer) -> list[figures.Figure]:
   out = []
   for name, part in _made(answer).items():
+    if 'alone' in part:
+      out.append(_draw_alone(name, part['alone']))
+      continue
     rows = list(dict.fromkeys(r['predictor'] for r in part['tests']))
     columns = list(dict.fromkeys(r['benchmark'] for r in part['tests']))
     cell = {(r['predictor'], r['benchmark']): r for r in part['tests']}
@@ -78,6 +102,26 @@ def _draw_predictors(answer: Answer) -> list[figures.Figure]:
   return out
 
 
+def _draw_alone(name: str, rows: Sequence[Answer]) -> figures.Figure:
+  """Of a study with one model."""
+  predictors, columns = (
+    list(dict.fromkeys(r[k] for r in rows)) for k in ('predictor', 'benchmark')
+  )
+  cell = {(r['predictor'], r['benchmark']): r for r in rows}
+  get = lambda key: [[cell.get((p, c), {}).get(key) for c in columns] for p in predictors]
+  return figures.heatmap(
+    f'predictors_{name}',
+    f'Rank correlation of predictor and gain over data sets of one model, {name}; hover for its '
+    '95 % interval and p after correction for all tests.',
+    predictors,
+    [table.short(c) for c in columns],
+    get('rho'),
+    limit=1.0,
+    digits=2,
+    more={key: get(key) for key in ('low', 'high', 'p_holm', 'n')},
+  )
+
+
 def _say_layers(answer: Answer) -> list[str]:
   out = []
   for name, part in answer.items():
@@ -91,7 +135,13 @@ def _say_layers(answer: Answer) -> list[str]:
       f'and least at {depths[least]:.2f} ({change[least]:.2%}); by kind of module: {told}.'
     )
     found = part['by_depth']
-    if 'skipped' in found:
+    if alone := part['alone']:
+      out.append(
+        f'{name}, change and overall gain over {alone["n"]} data sets of one model, middle third '
+        f'of depths less the outer ones: {alone["value"]:+.2f} '
+        f'({_bounds(alone["low"], alone["high"])}).'
+      )
+    elif 'skipped' in found:
       out.append(f'{name}: whether that goes with gains is not said: {found["skipped"]}.')
     else:
       out += _say_depth(name, depths, found)

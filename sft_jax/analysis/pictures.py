@@ -90,7 +90,7 @@ def _likeness(answer: Answer) -> list[figures.Figure]:
         f'Q3_{name}',
         f'Correlation of gains, {name.replace("_", " ")}; in the order of clusters.',
         [table.short(n) for n in names],
-        [table.short(n)[:22] for n in names],
+        [_cut(table.short(n)) for n in names],
         _cells(part['matrix'], names, names),
         limit=1.0,
         digits=2,
@@ -177,7 +177,7 @@ def _languages(answer: Answer) -> list[figures.Figure]:
   grid = [[get(part, p, 'pearson') for p in pairs] for part in made.values()]
   rows = [k.replace('core_model:', '').replace('_', ' ') for k in made]
   labels = [p.replace('_', '–') for p in pairs]
-  text = 'Pearson’s r of gains; hover for Spearman’s, n and the 95 % interval over models.'
+  text = 'Pearson’s r of gains; hover for Spearman’s, n, the interval over models and data sets.'
   return [figures.heatmap('Q8_languages', text, rows, labels, grid, limit=1.0, digits=2, more=more)]
 
 
@@ -206,6 +206,10 @@ def _best(answer: Answer) -> list[figures.Figure]:
     for c, row in answer.items()
   ]
   return [figures.bars('Q10_best', 'Best score of each benchmark; hover for the run.', items)]
+
+
+def _cut(name: str, most: int = 26) -> str:
+  return name if len(name) <= most else f'{name[: most - 1]}…'
 
 
 def _file(name: str) -> str:

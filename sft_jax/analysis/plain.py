@@ -1,13 +1,14 @@
 """The findings in plain language, with their intervals and how many values they are of.
 
 Each function takes one answer of `findings.py` and gives sentences. A mean is called a gain or a
-loss only where its interval leaves zero out.
+loss, and a difference decided, only after correction for all that one sentence is picked from.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from sft_jax.analysis import findings, measured_told, table
+from sft_jax.utils import words
 
 Answer = Mapping[str, Any]
 
@@ -29,10 +30,6 @@ def _interval(part: Answer) -> str:
   return f'{part["mean"]:+.1f} ({bounds}n = {part["n"]})'
 
 
-def _sure(part: Answer) -> bool:
-  return part.get('low') is not None and (part['low'] > 0 or part['high'] < 0)
-
-
 def _gains(answer: Answer) -> list[str]:
   out = []
   for name, overall in answer['overall'].items():
@@ -43,7 +40,7 @@ def _gains(answer: Answer) -> list[str]:
     if not known:
       continue
     ranked = sorted(known, key=lambda d: -known[d]['mean'])
-    sure = [d for d in ranked if _sure(known[d])]
+    sure = [d for d in ranked if known[d]['decided']]
     up = [f'{d} {_interval(known[d])}' for d in sure if known[d]['mean'] > 0]
     down = [f'{d} {_interval(known[d])}' for d in sure if known[d]['mean'] < 0]
     rest = [d for d in ranked if d not in sure]
@@ -54,15 +51,19 @@ def _gains(answer: Answer) -> list[str]:
     cells = [(v, d, c) for d, row in answer[name].items() for c, v in row.items() if v is not None]
     told = []
     for value, data, column in sorted(cells, reverse=True)[:3] + sorted(cells)[:3]:
-      low, high = (answer[k][name][data][column] for k in ('low', 'high'))
+      low, high = (answer[k][name][data][column] for k in ('low_joint', 'high_joint'))
       n = answer['n'][name][data][column]
       part = {'mean': value, 'low': low, 'high': high, 'n': n}
       told.append(f'{data} on {table.short(column)} {_interval(part)}')
-    out.append(f'{word}, largest gains and losses: {"; ".join(told)}.')
+    out.append(
+      f'{word}, largest gains and losses (intervals hold for all {len(cells)} cells together): '
+      f'{"; ".join(told)}.'
+    )
     if changed := answer['sign_differs'].get(name):
       pairs = ', '.join(f'{c["data"]} on {table.short(c["benchmark"])}' for c in changed)
       out.append(
-        f'{word}: the sign of {len(changed)} cells hangs on models with doubtful bases: {pairs}.'
+        f'{word}: the sign of {words.count(len(changed), "cell")} hangs on models with doubtful '
+        f'bases: {pairs}.'
       )
   return out
 
@@ -70,10 +71,15 @@ def _gains(answer: Answer) -> list[str]:
 def _shares(answer: Answer) -> list[str]:
   mean = answer['mean']
   left = f'; without {", ".join(answer["left_out"])}' if answer['left_out'] else ''
+  chance, fits = mean['model_data_chance'], answer['fit_decided']
+  by_chance = ''
+  if chance == chance:
+    where = ', '.join(map(table.short, fits)) or 'no benchmark'
+    by_chance = f', of which {min(chance, mean["model_data"]):.0%} is chance (more on {where})'
   return [
     f'Of the variance of scores, the model explains {mean["model"]:.0%}, '
     f'the data {mean["data"]:.0%}, full or LoRA {mean["method"]:.1%}, how data and model fit '
-    f'{mean["model_data"]:.0%} (mean over benchmarks, {len(answer["models"])} models, '
+    f'{mean["model_data"]:.0%}{by_chance} (mean over benchmarks, {len(answer["models"])} models, '
     f'n = {answer["n"]} runs{left}).'
   ]
 
@@ -85,7 +91,7 @@ def _likeness(answer: Answer) -> list[str]:
       continue
     bounds = ''
     if part['low'] is not None:
-      bounds = f', 95 % interval over data sets {part["low"]:.2f} to {part["high"]:.2f}'
+      bounds = f', 95 % interval over models and data sets {part["low"]:.2f} to {part["high"]:.2f}'
     out.append(
       f'Models, {name.replace("_", " ")}: mean r {part["mean"]:.2f} ({part["n"]} pairs{bounds}; '
       f'least {" and ".join(part["min_pair"])} {part["min"]:.2f}, most '
@@ -121,7 +127,7 @@ def _methods(answer: Answer) -> list[str]:
     kinds = {k: v for k, v in part['categories'].items() if k != 'mean'}
     told = '; '.join(f'{k} {_interval(v)}' for k, v in kinds.items())
     if told:
-      sure = [k for k, v in kinds.items() if _sure(v)]
+      sure = [k for k, v in kinds.items() if v['decided']]
       out.append(f'{word}, by kind of task: {told}. Decided: {", ".join(sure) or "none"}.')
   agreement = answer['agreement']
   if not findings.is_skipped(agreement):
@@ -144,7 +150,7 @@ def _epochs(answer: Answer) -> list[str]:
     (first, a), (last, b) = curve[0], curve[-1]
     if mean['mean'] is None or a['mean']['mean'] is None or b['mean']['mean'] is None:
       continue
-    p = f', p = {mean["wilcoxon_p"]:.2g}' if mean['wilcoxon_p'] is not None else ''
+    p = f', p = {mean["p"]:.2g} over models' if mean['p'] is not None else ''
     out.append(
       f'{name.replace("_", " ")}: mean gain {a["mean"]["mean"]:+.1f} at epoch {first}, '
       f'{b["mean"]["mean"]:+.1f} at epoch {last}; rank correlation of epoch and mean score '
@@ -158,7 +164,8 @@ def _sizes(answer: Answer) -> list[str]:
   out = []
   for key, word in (('all_epochs', 'all epochs'), ('last_epoch', f'epoch {answer["epoch"]:g}')):
     part = answer[key]['benchmarks']
-    sure = [f'{table.short(c)} {_interval(v)}' for c, v in part.items() if c != 'mean' and _sure(v)]
+    known = [(c, v) for c, v in part.items() if c != 'mean' and v['decided']]
+    sure = [f'{table.short(c)} {_interval(v)}' for c, v in known]
     out.append(
       f'{large:g} records less {small:g}, {word}: {_interval(part["mean"])}, better in '
       f'{part["mean"]["share_positive"]:.0%} of pairs. Decided by benchmark: '

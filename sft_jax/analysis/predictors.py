@@ -213,6 +213,19 @@ def against(
   return {'difference': float(one[0] - two[0]), 'low': float(low), 'high': float(high)}
 
 
+def rivals(
+  predictors: Mapping[str, np.ndarray], main: str, y: np.ndarray, level: float = resampling.LEVEL
+) -> dict[str, dict[str, float]]:
+  """{predictor: `against` `main` of it} for all others, on one gain `[M, D]`; {} without `main`.
+
+  Intervals hold for all of them together (Bonferroni), as whichever is told was picked from all.
+  """
+  others = [name for name in predictors if name != main and main in predictors]
+  each = 1 - (1 - level) / max(len(others), 1)
+  first = of(predictors[main], 0) if others else y
+  return {name: against(first, of(predictors[name], 0), y, each) for name in others}
+
+
 def similarity(
   samples: np.ndarray, questions: np.ndarray, centre: np.ndarray | None = None
 ) -> dict[str, float]:

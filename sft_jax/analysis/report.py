@@ -87,7 +87,8 @@ def analyse(
   trusted = 'base_copy' not in which
   study = findings.study(mended, found, resamples, seed, trust_bases=trusted)
   if not study.columns:
-    raise UserError('no benchmark has a score', 'the table', 'evaluate first')
+    how = f'evaluate more: {" ".join(changes)}' if changes else 'evaluate first'
+    raise UserError('no benchmark has a score to analyse', 'the table', how)
   answers = findings.answers(study)
   if all(findings.is_skipped(part) for part in answers.values()):
     reasons = dict.fromkeys(part['skipped'] for part in answers.values())
@@ -156,7 +157,7 @@ def page(
     f'<p>{words.count(about["rows"], "row")}, {words.count(len(about["models"]), "model")}, '
     f'{words.count(len(about["benchmarks"]), "benchmark")} in averages. '
     'Scores are on 0–100, gains in points against the untrained model; what is missing is '
-    'skipped. Intervals are 95 %, from drawing models anew: they say how findings carry '
+    'skipped. Intervals are 95 %, over models (Student): they say how findings carry '
     'over to other models, not how much a run would differ if repeated.</p>',
     _checked(told),
   ]
@@ -172,6 +173,7 @@ def page(
   body = '\n'.join(parts)
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width,initial-scale=1">'
     f'<title>Report on {html.escape(source)}</title><style>{_STYLE}</style></head>'
     f'<body>{body}<div id="tip"></div><script>{_SCRIPT}</script></body></html>\n'
   )
@@ -228,7 +230,8 @@ def _extra(extra: Mapping[str, Any]) -> str:
   elif not shared['pairs']:
     out.append('<p>No training data held items of a benchmark.</p>')
   for pair in shared.get('pairs', ()):
-    text = f'{pair["data_name"]} holds {pair["items"]} items of {pair["benchmark"]}.'
+    held = words.count(pair['items'], 'item')
+    text = f'{pair["data_name"]} holds {held} of {pair["benchmark"]}.'
     out.append(f'<p class="fault">{html.escape(text)}</p>')
   return ''.join(out)
 
@@ -258,6 +261,7 @@ def _which(wanted: str) -> list[str]:
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1240px;margin:24px auto;padding:0 20px;color:#111}
+body{background:#fff;overflow-wrap:break-word}table{display:block;overflow-x:auto}
 h2{margin-top:40px;border-bottom:1px solid #ccc}nav a{margin-right:14px;display:inline-block}
 figure{margin:18px 0;overflow-x:auto}figcaption{margin-bottom:6px;color:#333}
 svg{display:block;font:12px system-ui,sans-serif}svg .r{text-anchor:end}svg .c{text-anchor:middle}

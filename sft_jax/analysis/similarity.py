@@ -3,7 +3,8 @@
 Correlations are Pearson's over cells that both have.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,22 +66,22 @@ def order(matrix: np.ndarray) -> list[int]:
 
 
 def model_similarity(
-  values: np.ndarray, models: Sequence[str], resamples: int = 2000, seed: int = 0
+  values: np.ndarray, models: Sequence[str], centre: bool = False
 ) -> dict[str, Any]:
   """Correlation of models over (data, benchmark), and what it says of families and languages.
 
   Args:
-    values: Gains [model, data, benchmark], raw or `centred`.
+    values: Gains [model, data, benchmark].
     models: Their names.
-    resamples: Draws of data sets for the interval of the mean.
-    seed: Of the draws.
+    centre: Of `centred` gains.
 
   Raises:
     table.Skip: fewer than two models.
   """
   if len(models) < 2:
     raise table.Skip('needs two models or more')
-  matrix = correlations(values.reshape(len(models), -1))
+  form = centred if centre else np.asarray
+  matrix = correlations(form(values).reshape(len(models), -1))
   pairs = [(i, j) for i in range(len(models)) for j in range(i)]
   known = [(i, j) for i, j in pairs if np.isfinite(matrix[i, j])]
   if not known:
@@ -88,7 +89,7 @@ def model_similarity(
   of = lambda chosen: [float(matrix[i, j]) for i, j in chosen]
   alike = lambda i, j: table.language(models[i]) == table.language(models[j])
   named = [(i, j) for i, j in known if table.language(models[i]) and table.language(models[j])]
-  low, high = _mean_interval(values, resamples, seed)
+  low, high = _mean_interval(values, form)
   least, most = (int(f(of(known))) for f in (np.argmin, np.argmax))
   return {
     **_spread(of(known)),
@@ -111,20 +112,20 @@ def model_similarity(
 
 
 def _mean_interval(
-  values: np.ndarray, resamples: int, seed: int
+  values: np.ndarray, form: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float | None, float | None]:
-  """95 % interval of the mean correlation, over draws of the data sets."""
-  count = values.shape[1]
-  if count < _FEWEST:
+  """95 % interval of the mean correlation of two models, over models and data sets."""
+  if min(values.shape[:2]) < _FEWEST:
     return None, None
-  rng = np.random.default_rng(seed)
-  drawn = []
-  for _ in range(min(resamples, 400)):
-    chosen = values[:, rng.integers(0, count, count)].reshape(len(values), -1)
-    matrix = _fast_correlations(chosen)
-    drawn.append(np.nanmean(matrix[np.tril_indices(len(matrix), -1)]))
-  low, high = resampling.interval(np.asarray(drawn), count)
-  return (low, high) if np.isfinite(low) else (None, None)
+  jackknife = resampling.Jackknife(np.isfinite(values).any(axis=2))
+  means = []
+  for models, cells in zip(*jackknife.weights, strict=True):
+    held = form(np.where(cells[..., None] > 0, values, np.nan)[models > 0])
+    matrix = _fast_correlations(held.reshape(len(held), -1))
+    off = matrix[np.tril_indices(len(matrix), -1)]
+    means.append(off[np.isfinite(off)].mean() if np.isfinite(off).any() else np.nan)
+  low, high = jackknife.interval(np.array(means))
+  return (float(low), float(high)) if np.isfinite(low) else (None, None)
 
 
 def _fast_correlations(rows: np.ndarray) -> np.ndarray:
@@ -205,7 +206,9 @@ def variance_shares(frame: 'pd.DataFrame', columns: Sequence[str]) -> dict[str, 
   """Shares of the variance of scores in a balanced block by model, data, method.
 
   For each benchmark: SS_model, SS_data, SS_method, SS_model×data over SS_total (what is left is
-  the other interactions, and chance). Models that lack a cell are left out and named.
+  the other interactions, and chance). `model_data_chance` is the share that model × data has if it
+  is chance like the rest, and `p` of the F test that it is. Models that lack a cell are left out
+  and named.
 
   Args:
     frame: Scores of one block, such as `table.core`.
@@ -234,15 +237,20 @@ def variance_shares(frame: 'pd.DataFrame', columns: Sequence[str]) -> dict[str, 
   for j, column in enumerate(columns):
     out['shares'][column] = _shares(x[..., j])
   known = [part for part in out['shares'].values() if part]
-  keys = ('model', 'data', 'method', 'model_data', 'rest')
+  keys = ('model', 'data', 'method', 'model_data', 'rest', 'model_data_chance')
   if not known:
     raise table.Skip('needs scores that are not all equal')
   out['mean'] = {key: float(np.mean([part[key] for part in known])) for key in keys}
+  fits = resampling.holm([part['p'] for part in known]) <= 1 - resampling.LEVEL
+  named = [c for c in columns if out['shares'][c]]
+  out['fit_decided'] = [c for c, sure in zip(named, fits, strict=True) if sure]
   return out
 
 
 def _shares(y: np.ndarray) -> dict[str, float] | None:
   """Shares of one benchmark's scores [model, data, method]; None where they are all equal."""
+  from scipy import stats
+
   mean = y.mean()
   total = float(((y - mean) ** 2).sum())
   if total == 0:
@@ -256,4 +264,11 @@ def _shares(y: np.ndarray) -> dict[str, float] | None:
     'method': square(method - mean, y.shape[0] * y.shape[1]),
     'model_data': square(pair, y.shape[2]),
   }
-  return out | {'rest': 1 - sum(out.values())}
+  rest = 1 - sum(out.values())
+  pairs, times = (y.shape[0] - 1) * (y.shape[1] - 1), y.shape[2] - 1
+  freedom = (y.shape[0] * y.shape[1] - 1) * times
+  chance, p = math.nan, math.nan
+  if freedom and rest > 0:
+    chance = rest * pairs / freedom
+    p = float(stats.f.sf(out['model_data'] / chance, pairs, freedom))
+  return out | {'rest': rest, 'model_data_chance': chance, 'p': p}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from sft_jax import results
-from sft_jax.utils import io
+from sft_jax.utils import io, words
 from sft_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -276,8 +276,8 @@ def _complete(frame: 'pd.DataFrame', notes: list[str]) -> 'pd.DataFrame':
     if column not in frame:
       notes.append(f'The table has no column {column} ({word}): {then}.')
       frame[column] = value
-  words = frame['lora'].map(lambda v: str(v).strip().lower())
-  lora = words.map({'true': True, 'false': False, '1': True, '0': False, '1.0': True, '0.0': False})
+  said = frame['lora'].map(lambda v: str(v).strip().lower())
+  lora = said.map({'true': True, 'false': False, '1': True, '0': False, '1.0': True, '0.0': False})
   frame['lora'] = lora.astype(object).where(lora.notna() & ~base, None)
   for column in ('epoch', 'data_size'):
     frame[column] = pd.to_numeric(frame[column], errors='coerce').fillna(0.0)
@@ -285,11 +285,13 @@ def _complete(frame: 'pd.DataFrame', notes: list[str]) -> 'pd.DataFrame':
     frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
   unnamed = frame['model_name'].isna() | frame['data_name'].isna()
   if unnamed.any():
-    notes.append(f'{int(unnamed.sum())} rows name no model or no data and are left out.')
+    rows = words.count(int(unnamed.sum()), 'row')
+    notes.append(f'Left out: {rows} without the name of a model or of data.')
     frame = frame[~unnamed]
   unknown = frame['lora'].isna() & ~is_base(frame)
   if unknown.any():
-    notes.append(f'{int(unknown.sum())} trained rows do not say whether by LoRA: taken as full.')
+    rows = words.count(int(unknown.sum()), 'trained row')
+    notes.append(f'{rows} not saying whether by LoRA: taken as full.')
     frame.loc[unknown, 'lora'] = False
   absent = [c for c in MAIN if c not in frame]
   if absent:
@@ -306,7 +308,8 @@ def _as_numbers(frame: 'pd.DataFrame', columns: Iterable[str], notes: list[str])
     value = pd.to_numeric(frame[column], errors='coerce').astype(float)
     value = value.where(np.isfinite(value))
     if lost := int((value.isna() & frame[column].notna()).sum()):
-      notes.append(f'{lost} cells of {column} are no finite numbers and count as missing.')
+      cells = words.count(lost, 'cell')
+      notes.append(f'{cells} of {column} with no finite number: taken as missing.')
     numbers[column] = value
   rest = frame.drop(columns=list(numbers))
   return pd.concat([rest, pd.DataFrame(numbers)], axis=1)[frame.columns]

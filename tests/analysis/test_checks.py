@@ -109,10 +109,10 @@ def test_gaps_and_constants(tmp_path):
   frame = frame[~((frame['model_name'] == 'model10') & (frame['data_name'] == 'pretrain'))]
   findings = checks.run(read(tmp_path, frame))
   text = ' '.join(f.text for f in findings)
-  assert f'{len(rows)} rows lack math-0shot, cmmlu-0shot: model2 LoRA' in text
+  assert f'{len(rows)} rows without math-0shot, cmmlu-0shot: model2 LoRA' in text
   assert 'model9 on data3' in text and 'No untrained row of model10' in text
-  assert 'hellaswag-0shot is nearly constant' in text and 'nq-1shot has no value' in text
-  assert 'BoolQ-0shot has 1 scores outside' in text
+  assert 'hellaswag-0shot is nearly constant' in text and 'No value: nq-1shot' in text
+  assert 'BoolQ-0shot has 1 score outside' in text
 
 
 def test_released_faults(data_dir):

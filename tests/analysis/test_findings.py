@@ -4,9 +4,11 @@ import csv
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
-from sft_jax.analysis import checks, findings, similarity, table
+from sft_jax.analysis import checks, crosslingual, findings, gains, similarity, table
 from tests.analysis import synthetic
 
 SCALE = {'Truthful_QA-0shot': 100, 'mtbench-total': 10}
@@ -127,16 +129,68 @@ def test_centring_takes_out_a_wrong_base():
   np.testing.assert_allclose(similarity.centred(values), similarity.centred(moved), atol=1e-12)
 
 
-def test_intervals_cover_the_truth():
-  """95 % intervals over 11 models hold the true mean in about that share of 200 tables."""
-  from sft_jax.analysis import gains
+def test_intervals_cover_the_truth(tmp_path):
+  """Of gains of a planted data set, over 11 models and over 3; and what is decided among many."""
+  names = list(table.MAIN)
+  for models, least in ((11, 0.93), (3, 0.93)):
+    held, decided = [], 0
+    for seed in range(12):
+      rng = np.random.default_rng(seed)
+      rows = [
+        {'model_name': f'm{m}', 'data_name': f'd{d}', 'lora': False, 'epoch': 1.0}
+        for m in range(models)
+        for d in range(8)
+      ]
+      true = np.arange(len(rows)) % 8 == 0
+      gain = 5.0 * true[:, None] + rng.normal(0, 2, (len(rows), len(names)))
+      told = gains.summary(
+        pd.DataFrame(rows).assign(**dict(zip(names, gain.T, strict=True))),
+        *(names, False, [f'm{m}' for m in range(models)]),
+      )
+      for d in range(8):
+        for column in names:
+          low, high = (told[key][f'd{d}'][column] for key in ('low', 'high'))
+          held.append(low <= 5.0 * (d == 0) <= high)
+          assert told['low_joint'][f'd{d}'][column] < low and told['n'][f'd{d}'][column] == models
+      assert told['overall']['d0']['decided'] or models < 11
+      decided += any(told['overall'][f'd{d}']['decided'] for d in range(1, 8))
+    assert least <= np.mean(held) <= 0.97 and decided <= 3
 
-  held = 0
-  for seed in range(200):
-    values = np.random.default_rng(seed).normal(1.0, 3.0, (11, 1))
-    low, high = gains.bootstrap(values, 1000, seed)
-    held += bool(low[0] <= 1.0 <= high[0])
-  assert 184 <= held <= 199
+
+def test_model_and_data_fit_by_chance():
+  """The F test of two-way analysis of variance, as scipy's F on its mean squares."""
+  rng = np.random.default_rng(0)
+  y = rng.normal(size=(6, 5, 2)) + rng.normal(size=(6, 1, 1)) * 9
+  told = similarity._shares(y)
+  pair = y.mean(2) - y.mean((1, 2))[:, None] - y.mean((0, 2)) + y.mean()
+  rest = y - y.mean(2, keepdims=True) - (y.mean((0, 1)) - y.mean())
+  f = (2 * (pair**2).sum() / 20) / ((rest**2).sum() / 29)
+  assert told['p'] == pytest.approx(stats.f.sf(f, 20, 29))
+  assert told['model_data'] / told['model_data_chance'] == pytest.approx(f)
+  by_chance = [similarity._shares(rng.normal(size=(6, 5, 2)))['p'] for _ in range(400)]
+  assert np.mean(np.array(by_chance) < 0.05) == pytest.approx(0.05, abs=0.025)
+  assert similarity._shares(y + rng.normal(size=(6, 5, 1)) * 3)['p'] < 1e-3
+  assert math.isnan(similarity._shares(y[..., :1])['p']), 'one method'
+
+
+def test_what_moves_together_by_chance_has_zero_in_its_interval():
+  """Of data sets that are good or bad for all models, on each language by itself; and of models."""
+  outside = {'languages': [], 'centred': [], 'models': []}
+  names = [f'm{i}' for i in range(8)]
+  for seed in range(60):
+    rng = np.random.default_rng(seed)
+    gain = rng.normal(size=(8, 9, 3)) + 2 * rng.normal(size=(1, 9, 3))
+    rows = pd.DataFrame(
+      [(m, f'd{d}', *gain[i, d]) for i, m in enumerate(names) for d in range(9)],
+      columns=['model_name', 'data_name', *crosslingual.COLUMNS.values()],
+    )
+    for name, centre in (('languages', False), ('centred', True)):
+      found = crosslingual.correlate(rows, centre).values()
+      outside[name] += [part['low'] > 0 or part['high'] < 0 for part in found]
+    own = rng.normal(size=(8, 9, 4)) - rng.normal(size=(8, 1, 4))
+    part = similarity.model_similarity(own, names)
+    outside['models'].append(part['low'] > 0 or part['high'] < 0)
+  assert max(np.mean(found) for found in outside.values()) <= 0.1
 
 
 @pytest.mark.parametrize(

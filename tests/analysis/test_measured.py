@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from configs import report as report_config
 from sft_jax.analysis import layers, report, table
@@ -194,3 +195,31 @@ def test_states_and_vectors(place, tmp_path):
   (tmp_path / 'probes' / 'loglik_vector-00.npz').write_bytes(b'x')
   found, _ = told(tmp_path)
   assert 'loglik_vector-00' in found['map']['skipped'] and 'skipped' not in found['dimension']
+
+
+def test_of_one_model_data_sets_are_all_that_is_told(place, tmp_path):
+  """Ranks over its data sets, with what has one; similarity to each benchmark is one more."""
+  frame = pd.read_csv(place / 'results.csv')
+  frame = frame[frame['model_name'] == 'm0'].assign(**{'y-0shot-n': 500})
+  frame['y-0shot'] = 50 + 0.5 * (frame['x-0shot'] - 40)
+  own = tmp_path / 'study'
+  for run in frame['run-id'].unique():
+    shutil.copytree(place / 'runs' / run, own / 'runs' / run)
+  frame.to_csv(own / 'results.csv', index=False)
+  tuned = frame[frame['epoch'] > 0]
+  alike = [
+    {'model_name': 'm0', 'data_name': row['data_name'], 'benchmark': name, 'cosine_of_means': c}
+    for _, row in tuned.iterrows()
+    for name, c in (('x', row['x-0shot'] / 99), ('y', -row['y-0shot'] / 99))
+  ]
+  tables.write_rows(own / 'probes' / 'similarity-a.csv', alike, {})
+  found, page = told(own)
+  rows = {(r['predictor'], r['benchmark']): r for r in found['predictors']['lora']['alone']}
+  assert rows['similarity', 'x-0shot']['rho'] == 1 and rows['similarity', 'y-0shot']['rho'] == -1
+  r = stats.spearmanr(np.log(tuned['ppl-train']), tuned['x-0shot']).statistic
+  one = rows['log_ppl-train', 'overall']
+  assert one['rho'] == pytest.approx(r) and one['n'] == DATA and one['high'] < 0
+  assert one['p'] <= one['p_holm'] and rows['similarity', 'overall']['finding']
+  assert found['predictors']['lora']['rivals']['similarity']['low'] < 0
+  assert found['layers']['lora']['alone']['n'] == DATA
+  assert 'of one model' in page and 'middle third of depths less the outer ones' in page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import report as report_config
-from sft_jax.analysis import gains, report, table
+from sft_jax.analysis import figures, gains, report, table
 from sft_jax.utils.errors import UserError
 from tests.analysis import synthetic
 
@@ -35,6 +35,30 @@ def test_page_numbers_and_csv_agree(tmp_path):
       assert float(row['value']) == cells[row['column']]
 
 
+def test_names_of_points_do_not_lie_on_each_other():
+  points = [('flan_comprehension', '', 0.0, 0.0), ('flan_knowledge', '', 0.2, 0.01)]
+  points += [('far', '', 1.0, 1.0), ('alone', '', 0.5, 0.5)]
+  svg = figures.scatter('map', 'Points.', points, ('first', 'second')).svg
+  pattern = r'translate\(([\d.]+),([\d.]+)\)".*?<text (class="r" )?x="-?8" y="(-?\d+)">(\w+)<'
+  found = {name: (float(x), float(y), left, int(at)) for x, y, left, at, name in
+           re.findall(pattern, svg)}  # fmt: skip
+  assert len(found) == 4
+  ends = {}
+  for name, (x, y, left, at) in found.items():
+    wide = 6.5 * len(name)
+    ends[name] = (x - 8 - wide if left else x + 8, y + at)
+    assert ends[name][0] > 40, 'within the frame'
+  (a, row_a), (b, row_b) = ends['flan_comprehension'], ends['flan_knowledge']
+  assert abs(row_a - row_b) >= 11 or a + 6.5 * 18 < b
+  # Who has room has its name beside it.
+  assert found['alone'][2:] == ('', 4)
+
+
+def test_curves_name_both_axes():
+  svg = figures.curves('c', 'Lines.', {'one': [(1.0, 2.0), (2.0, 3.0)]}, ('epoch', 'gain')).svg
+  assert '>epoch<' in svg and '>gain<' in svg
+
+
 def test_same_bytes_again(tmp_path):
   synthetic.clean(0).to_csv(tmp_path / 'results.csv')
   first, second = (
@@ -56,6 +80,7 @@ def test_same_bytes_again(tmp_path):
     ('model_name,data_name,gsm8k-0shot\n', 'no rows'),
     ('model_name,data_name,gsm8k-0shot\nm,pretrain,3\n', 'nothing can be said'),
     ('model_name,data_name,gsm8k-0shot\nm,pretrain,\nm,d,\n', 'no benchmark has a score'),
+    ('model_name,data_name,nq-0shot\nm,pretrain,0\nm,d,0\nm,e,0\n', 'more: nq-0shot: left out'),
   ],
 )
 def test_bad_tables(write, what, tmp_path):

@@ -34,6 +34,51 @@ def test_the_interval_is_wider_for_few_units():
   assert np.isnan(resampling.interval(np.arange(10.0), 1)).all()
 
 
+def test_a_mean_has_students_interval():
+  """scipy's, of each column; units that are not known do not count."""
+  x = np.random.default_rng(0).normal(0.4, 1, (7, 3))
+  x[0, 1] = np.nan
+  held = np.isfinite(x)
+  count, mean = held.sum(0), np.nanmean(x, 0)
+  low, high, p = resampling.students(mean, (x - mean) / count, 0.9)
+  for j in range(3):
+    test = stats.ttest_1samp(x[held[:, j], j], 0)
+    assert (low[j], high[j]) == pytest.approx(test.confidence_interval(0.9))
+    assert p[j] == pytest.approx(test.pvalue)
+  for one in resampling.students(mean, (x - mean)[:1]):
+    assert np.isnan(one).all(), 'one unit tells nothing'
+  same = resampling.students(np.array([0.0, 2.0]), np.zeros((4, 2)))
+  assert same[2].tolist() == [1, 0]
+
+
+def test_clusters_go_together():
+  """Of equal sizes it is the t interval of their means; empty ones do not count."""
+  x = np.random.default_rng(1).normal(size=(5, 6)) + np.arange(5)[:, None]
+  sums, counts = x.sum(1), np.full(5, 6)
+  want = stats.ttest_1samp(x.mean(1), 0)
+  for more in (0, 1):
+    given = (np.append(v, np.zeros(more)) for v in (sums, counts))
+    low, high, p = resampling.clustered(*given)
+    assert (low, high) == pytest.approx(want.confidence_interval(0.95))
+    assert p == pytest.approx(want.pvalue)
+
+
+@pytest.mark.parametrize('units', [3, 5, 11])
+def test_few_units_find_nothing_where_nothing_is(units):
+  """The extremes of three bootstrapped units leave out 0 in a quarter of cases."""
+  x = np.random.default_rng(2).normal(size=(units, 4000))
+  low, high, p = resampling.students(x.mean(0), (x - x.mean(0)) / units)
+  outside = (low > 0) | (high < 0)
+  assert outside.mean() == pytest.approx(0.05, abs=0.011) and (outside == (p < 0.05)).all()
+  # Clusters of unequal sizes, with effects of their own.
+  sizes = np.arange(units) % 3 + 3
+  sums = sizes[:, None] * x + np.sqrt(sizes)[:, None] * np.random.default_rng(3).normal(
+    size=x.shape
+  )
+  low, high, _ = resampling.clustered(sums, np.broadcast_to(sizes[:, None], sums.shape))
+  assert ((low > 0) | (high < 0)).mean() < 0.075
+
+
 def test_jackknife_of_a_mean_is_its_standard_error():
   """Of cells without effects of models or data sets, close to σ / √(MD); of model effects, too."""
   rng = np.random.default_rng(1)

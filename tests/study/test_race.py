@@ -140,7 +140,7 @@ def test_a_leaky_candidate_is_out_and_leaked_items_count_for_nobody():
   )
   held = int(world.leaked['some'].sum())
   assert one.field.items(TASK) == (1200, 1200 - held)
-  assert any(f'{held} of 1200' in fact for fact in decision.shared)
+  assert any(f'{held} of 1,200 items' in fact for fact in decision.shared)
 
 
 def test_form_is_told_from_ability():
