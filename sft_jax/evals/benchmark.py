@@ -45,7 +45,7 @@ class Prompt:
   the rounds within one joined by `delimiter` (empty rounds are skipped). Under a chat or training
   template rounds become messages, the head opens the first, and an assistant round that ends the
   question is left out: there the answer begins. A prompt too long for the window loses shots from
-  the end, never the head or the question.
+  the end, never the head or the question; where these alone are too long, the middle of both.
 
   Attributes:
     question: Rounds of the question; a last assistant round is the beginning of the answer.

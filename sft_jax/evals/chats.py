@@ -176,15 +176,17 @@ def read_reply(data: bytes, allow_empty: bool) -> tuple[Answer | str, int]:
   except (LookupError, TypeError, AttributeError):
     return 'no choices', 0
   try:
-    used = int(reply['usage']['total_tokens'])
-  except (LookupError, TypeError, ValueError):
+    used = max(0, int(reply['usage']['total_tokens']))
+  except (LookupError, TypeError, ValueError, OverflowError):
     used = 0
   if not isinstance(text, str) or not (allow_empty or text.strip()):
     return 'empty', used
   try:
     first = choice['logprobs']['content'][0]['top_logprobs']
-    top = {str(entry['token']): float(entry['logprob']) for entry in first}
-  except (LookupError, TypeError, ValueError):
+    told = [(str(entry['token']), float(entry['logprob'])) for entry in first]
+    # The logarithm of a probability: NaN and infinity, which JSON may hold, tell nothing.
+    top = {token: logprob for token, logprob in told if logprob < math.inf}
+  except (LookupError, TypeError, ValueError, OverflowError):
     top = None
   return Answer(_clean(text), top, finish), used
 

@@ -11,6 +11,8 @@ from sft_jax.utils import words
 
 _STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em }
+body { background: #fff; color: #111 } .wide { overflow-x: auto }
+@media (max-width: 40em) { .pair { grid-template-columns: 1fr !important } }
 table { border-collapse: collapse } th, td { padding: .2em .8em; text-align: right }
 th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #8884 }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1em }
@@ -62,7 +64,7 @@ def lines(
 def _ids(ids: Sequence[str]) -> str:
   shown = ', '.join(ids[:_MOST_IDS])
   rest = len(ids) - _MOST_IDS
-  return shown + (f' and {rest} further items' if rest > 0 else '')
+  return shown + (f' and {words.count(rest, "further item")}' if rest > 0 else '')
 
 
 def _task(one: Comparison) -> str:
@@ -211,13 +213,14 @@ def page(names: tuple[str, str], comparisons: Sequence[Comparison], most: int = 
   notes = ''.join(f'<p>{escape(text)}</p>\n' for text in (_LEGEND, *_caveats(comparisons)))
   title = f'{names[0]} and {names[1]}'
   parts = [
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width,initial-scale=1">',
     # Nothing is loaded and no script runs, whatever a model wrote.
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
     f'<title>{escape(title)}</title><style>{_STYLE}</style></head><body>',
     f'<h1>Comparison</h1>\n<p>A: {escape(names[0])}<br>B: {escape(names[1])}</p>',
-    f'<table><tr>{cells(_HEAD, "th")}</tr>\n{rows}</table>\n{notes}',
+    f'<div class="wide"><table><tr>{cells(_HEAD, "th")}</tr>\n{rows}</table></div>\n{notes}',
   ]
   for one in comparisons:
     parts.append(f'<h2>{escape(_task(one))}</h2>')
@@ -225,7 +228,8 @@ def page(names: tuple[str, str], comparisons: Sequence[Comparison], most: int = 
     parts += [f'<p>{escape(text)}</p>' for text in details]
     parts += [_section(one, a, b) for a, b in one.disagree[:most]]
     if len(one.disagree) > most:
-      parts.append(f'<p>{len(one.disagree) - most} further items are not shown.</p>')
+      rest = words.count(len(one.disagree) - most, 'further item')
+      parts.append(f'<p>Not shown: {rest}.</p>')
   return '\n'.join([*parts, '</body></html>\n'])
 
 

@@ -7,56 +7,24 @@ what is asked: see `judge.py`, `served.py`.
 
 import collections
 import dataclasses
-import email.utils
 import hashlib
-import http.client
 import json
 import queue
 import random
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
-from sft_jax.evals.chats import (
-  UNLIMITED,
-  Amount,
-  Answer,
-  Cache,
-  Chat,
-  Target,
-  cost,
-  guess_tokens,
-  read_reply,
-)
+from sft_jax.evals import progress
+from sft_jax.evals.chats import UNLIMITED, Amount, Answer, Cache, Chat, Target, cost, guess_tokens
+from sft_jax.evals.posting import Missed, Sender
 from sft_jax.utils import log, words
 from sft_jax.utils.errors import UserError
 
-_RETRIED = (408, 409, 425, 429)
 _LONGEST_WAIT_S = 60.0  # Between two tries, unless Retry-After says more.
 _LONGEST_RETRY_AFTER_S = 600.0
 _GIVE_UP_AFTER = 16  # Requests in a row without an answer after all their tries.
 _GRACE_S = 5.0  # For answers under way when an evaluation is stopped: they are paid for.
-_MOST_BYTES = 1 << 24
-_SECRET = 12  # Characters of a key that is one, and not a placeholder such as 'EMPTY'.
-
-
-class _Missed(NamedTuple):
-  """Why there is no answer; `again`: it may come yet, after `wait` seconds at least."""
-
-  why: str
-  again: bool = True
-  wait: float = 0.0
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-  """A redirect would carry the key to another host."""
-
-  def redirect_request(self, *_: Any) -> None:
-    return None
 
 
 class Endpoint:
@@ -93,17 +61,13 @@ class Endpoint:
   ):
     self.target, self.model, self.unanswered = target, target.model, 0
     self._cache = cache if cache is not None else Cache()
-    self._budget, self._allow_empty = budget, allow_empty
-    self._concurrency, self._timeout_s = concurrency, timeout_s
+    self._budget, self._concurrency = budget, concurrency
     self._tries, self._backoff_s, self._check = tries, backoff_s, check
     self._lock = threading.Lock()
     self._spent = Amount()
     self._open_at = 0.0  # Nothing is sent before: the endpoint asked for patience.
     self._gives_top = True
-    handlers: list[Any] = [_NoRedirects()]
-    if urllib.parse.urlsplit(self.target.url).hostname in ('127.0.0.1', 'localhost', '::1'):
-      handlers.append(urllib.request.ProxyHandler({}))
-    self._opener = urllib.request.build_opener(*handlers)
+    self._sender = Sender(target, allow_empty, timeout_s)
 
   @property
   def spent(self) -> Amount:
@@ -128,8 +92,12 @@ class Endpoint:
         'raise the budget or take fewer items (config.eval.limit)',
       )
 
-  def complete(self, chats: Sequence[Chat]) -> list[Answer | None]:
+  def complete(self, chats: Sequence[Chat], name: str = '') -> list[Answer | None]:
     """Answers in the order asked; None where there was none after all tries.
+
+    Args:
+      chats: Requests.
+      name: What progress is told under; the model's by default.
 
     Raises:
       UserError: the budget does not allow it or is spent; the key, model or address is refused.
@@ -141,7 +109,7 @@ class Endpoint:
       self.afford(amount)
       known = words.count(len(chats) - len(wanted), 'answer')
       log.say(f'{self.model}: {amount} at most, {known} at hand')
-      missed = self._fetch(wanted)
+      missed = self._fetch(wanted, progress.Asked(name or self.model, len(wanted)))
       if missed:
         why = ', '.join(f'{reason}: {count}' for reason, count in missed.most_common())
         log.warn(f'{self.model}: {missed.total()} of {len(wanted)} not answered ({why})')
@@ -158,12 +126,12 @@ class Endpoint:
     named = {self._id(chat): chat for chat in chats}
     return {name: chat for name, chat in named.items() if name not in self._cache}
 
-  def _fetch(self, wanted: Mapping[str, Chat]) -> collections.Counter[str]:
+  def _fetch(self, wanted: Mapping[str, Chat], asked: progress.Asked) -> collections.Counter[str]:
     """Asks for answers and keeps them; returns why some are missing."""
     todo: queue.SimpleQueue[tuple[str, Chat]] = queue.SimpleQueue()
     for named in wanted.items():
       todo.put(named)
-    done: queue.SimpleQueue[tuple[str, Answer | _Missed | Exception]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[str, Answer | Missed | Exception]] = queue.SimpleQueue()
     stop = threading.Event()
     # Not an executor: the interpreter would wait for its threads, after a signal too.
     threads = [
@@ -177,6 +145,7 @@ class Endpoint:
     try:
       while left:
         self._check()
+        asked.tell()
         try:
           request, outcome = done.get(timeout=0.1)
         except queue.Empty:
@@ -186,6 +155,7 @@ class Endpoint:
           raise outcome
         if isinstance(outcome, Answer):
           in_a_row = 0
+          asked.add(1)
           self._cache.put(request, outcome)
           continue
         missed[outcome.why] += 1
@@ -193,6 +163,7 @@ class Endpoint:
         if in_a_row >= _GIVE_UP_AFTER:
           break
     finally:
+      asked.close()
       stop.set()
       deadline = time.monotonic() + _GRACE_S
       while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
@@ -210,7 +181,7 @@ class Endpoint:
   def _work(
     self,
     todo: queue.SimpleQueue[tuple[str, Chat]],
-    done: queue.SimpleQueue[tuple[str, Answer | _Missed | Exception]],
+    done: queue.SimpleQueue[tuple[str, Answer | Missed | Exception]],
     stop: threading.Event,
   ) -> None:
     """One of the threads: takes requests until there are none or it is told to stop."""
@@ -225,9 +196,9 @@ class Endpoint:
         stop.set()  # What ends it for one ends it for all.
         done.put((request, e))
 
-  def _ask(self, chat: Chat, stop: threading.Event) -> Answer | _Missed:
+  def _ask(self, chat: Chat, stop: threading.Event) -> Answer | Missed:
     """All tries of one request."""
-    missed = _Missed('stopped')
+    missed = Missed('stopped')
     top = chat.top if self._gives_top else 0
     for attempt in range(self._tries):
       if attempt:
@@ -253,7 +224,7 @@ class Endpoint:
         self._open_at = max(self._open_at, time.monotonic() + missed.wait)
     return missed
 
-  def _try(self, chat: Chat) -> Answer | _Missed:
+  def _try(self, chat: Chat) -> Answer | Missed:
     """One try, within the budget: the most it can cost is set aside, then what it did cost."""
     most = cost(chat)
     with self._lock:
@@ -266,7 +237,7 @@ class Endpoint:
       self._spent += most
     tokens = int(most.tokens) - chat.max_tokens
     try:
-      outcome, used = self._post(chat)
+      outcome, used = self._sender.send(chat.body(self.model))
       if isinstance(outcome, Answer) and not used:
         used = tokens + guess_tokens(outcome.text)
       tokens = used or tokens
@@ -274,74 +245,3 @@ class Endpoint:
     finally:
       with self._lock:
         self._spent += Amount(0, tokens - most.tokens)
-
-  def _post(self, chat: Chat) -> tuple[Answer | _Missed, int]:
-    """Sends a request; returns the outcome, and the tokens that the endpoint says were used."""
-    headers = {'Content-Type': 'application/json', 'User-Agent': 'sft_jax'}
-    if self.target.key:
-      headers['Authorization'] = f'Bearer {self.target.key}'
-    request = urllib.request.Request(
-      f'{self.target.url}/chat/completions', json.dumps(chat.body(self.model)).encode(), headers
-    )
-    deadline = time.monotonic() + self._timeout_s
-    try:
-      with self._opener.open(request, timeout=self._timeout_s) as response:
-        data = _read(response, deadline)
-    except urllib.error.HTTPError as e:
-      with e:
-        return self._refused(e.code, e.headers), 0
-    # Only the kind of an error is told: its text may hold what was sent.
-    except urllib.error.URLError as e:
-      reason = e.reason
-      return _Missed(type(reason).__name__ if isinstance(reason, Exception) else 'URLError'), 0
-    except (OSError, http.client.HTTPException) as e:
-      return _Missed(type(e).__name__), 0
-    if len(self.target.key) >= _SECRET:
-      data = data.replace(self.target.key.encode(), b'[key]')
-    answer, used = read_reply(data, self._allow_empty)
-    return (_Missed(answer) if isinstance(answer, str) else answer), used
-
-  def _refused(self, status: int, headers: Any) -> _Missed:
-    """What an HTTP status other than success means."""
-    of_url, _, of_key = self.target.given_in
-    if status in (401, 403):
-      raise UserError(f'the key is refused (HTTP {status})', self.target.url, f'mend {of_key}')
-    if status == 404 or status < 400:
-      raise UserError(
-        f'no chat completions for {self.model!r} here (HTTP {status})',
-        self.target.url,
-        f'mend {of_url} (an address up to and without /chat/completions) or the model',
-      )
-    if status >= 500 or status in _RETRIED:
-      return _Missed(f'HTTP {status}', wait=_retry_after(headers.get('Retry-After')))
-    return _Missed(f'HTTP {status}', again=False)
-
-
-def _read(response: Any, deadline: float) -> bytes:
-  """The whole body, which may come in drops but not for ever.
-
-  Raises:
-    TimeoutError: it does not end in time.
-    HTTPException: it does not end at all.
-  """
-  parts, size = [], 0
-  while part := response.read1(1 << 16):
-    parts.append(part)
-    size += len(part)
-    if time.monotonic() > deadline:
-      raise TimeoutError
-    if size > _MOST_BYTES:
-      raise http.client.HTTPException
-  return b''.join(parts)
-
-
-def _retry_after(value: str | None) -> float:
-  """Seconds to wait, given as seconds or as a date; 0 for none."""
-  try:
-    return max(0.0, float(value or 0))
-  except ValueError:
-    pass
-  try:
-    return max(0.0, email.utils.parsedate_to_datetime(value or '').timestamp() - time.time())
-  except ValueError:
-    return 0.0

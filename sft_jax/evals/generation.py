@@ -18,6 +18,7 @@ from sft_jax.data import pack
 from sft_jax.evals import layout, loglik, slots
 from sft_jax.evals.caches import Caches
 from sft_jax.evals.model import Subject
+from sft_jax.evals.slots import NO_NUMBER
 from sft_jax.models import export
 
 # Steps between two looks at the text.
@@ -25,6 +26,8 @@ _STEPS = 8
 # Tokens that a row of new prompts has room for, at the least. With 16, a CPU spends a tenth less
 # time on questions as short as NQ-open's, and compiles twice as many programs.
 NARROWEST = 32
+# How a text finished whose model computes what is no number.
+UNDEFINED = 'undefined'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Output:
   Attributes:
     text: Without what ended it.
     ids: New tokens, without the token that ended them; what stands after a stop string is here.
-    finish: 'end' (a stop token), 'stop' (a stop string), 'settled' or 'length'.
+    finish: 'end' (a stop token), 'stop' (a stop string), 'settled', 'length', or 'undefined' (the
+      model computed what is no number: nobody's answer).
   """
 
   text: str
@@ -284,7 +288,7 @@ class _Wave:
 
   def _take(self, tokens: np.ndarray, slots: np.ndarray | None) -> None:
     """Adds new tokens `[R,n,steps]` of these slots (None: of all) and ends what is finished."""
-    stop_ids = set(self.engine.stop_ids.tolist())
+    stop_ids, broken = set(self.engine.stop_ids.tolist()), int(NO_NUMBER)
     for run, rows in enumerate(tokens):
       for row, new in enumerate(rows.tolist()):
         slot = row if slots is None else int(slots[run, row])
@@ -296,6 +300,8 @@ class _Wave:
         ended = bool(fresh) and fresh[-1] in stop_ids
         ids += fresh[:-1] if ended else fresh
         output = self._output(request, ids, ended)
+        if broken in new:
+          output = Output('', tuple(ids), UNDEFINED)
         if output is not None:
           self.at[run][slot] = None
           self.finish(run, index, output)

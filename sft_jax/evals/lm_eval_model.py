@@ -7,7 +7,9 @@ What is scored is what its own `hf` model scores: tokens by the tokenizer's rule
 between context and continuation, the same windows. lm_eval is needed only here.
 """
 
+import collections
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from sft_jax.evals.answers import Answers
 from sft_jax.evals.asking import scored, written
-from sft_jax.evals.generation import Request
+from sft_jax.evals.generation import UNDEFINED, Request
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
 from sft_jax.utils.errors import UserError
@@ -40,6 +42,7 @@ class _Ours:
     self._answers = answers
     self._subject, self._tokenizer, self._stop_ids = subject, tokenizer, stop_ids
     self._window, self._tokens_per_batch, self._slots = window, tokens_per_batch, slots
+    self.undefined = False  # Whether the model has computed what is no number.
 
   @property
   def eot_token_id(self) -> int:
@@ -84,6 +87,7 @@ class _Ours:
       ids = [*context, *continuation][-(self._window + 1) :]
       texts.append(Text(np.asarray(ids, np.int32), max(1, len(ids) - len(continuation))))
     (found,) = scored(self._subject, texts, [self._answers], self._tokens_per_batch)
+    self.undefined |= any(math.isnan(logprob) for logprob, _ in found)
     return found
 
   def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -107,19 +111,36 @@ class _Ours:
     return totals
 
   def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-    asked = [self._request(*copy.deepcopy(request.args)) for request in requests]
-    (outputs,) = written(
-      self._subject,
-      asked,
-      [self._answers],
-      self._tokenizer,
-      self._stop_ids,
-      slots=self._slots,
-      tokens_per_batch=self._tokens_per_batch,
-    )
-    return [output['text'] for output in outputs]
+    # A request put several times (`repeats`) is to give several samples: each has its own seed.
+    again: collections.Counter[str] = collections.Counter()
+    # Texts do not show special tokens: one that is to end them is looked for by its id.
+    added = self._tokenizer.added_tokens_decoder.items()
+    special = {token.content: number for number, token in added if token.special}
+    groups: dict[frozenset[int], list[tuple[int, Request]]] = {}
+    for index, request in enumerate(requests):
+      context, how = copy.deepcopy(request.args)
+      asked = self._request(context, how, again[context])
+      again[context] += 1
+      more = frozenset(special[stop] for stop in asked.stops if stop in special)
+      more -= frozenset(self._stop_ids)
+      groups.setdefault(more, []).append((index, asked))
+    texts = [''] * len(requests)
+    for more, members in groups.items():
+      (outputs,) = written(
+        self._subject,
+        [asked for _, asked in members],
+        [self._answers],
+        self._tokenizer,
+        [*self._stop_ids, *sorted(more)],
+        slots=self._slots,
+        tokens_per_batch=self._tokens_per_batch,
+      )
+      self.undefined |= any(output['finish'] == UNDEFINED for output in outputs)
+      for (index, _), output in zip(members, outputs, strict=True):
+        texts[index] = output['text']
+    return texts
 
-  def _request(self, context: str, how: dict[str, Any]) -> Request:
+  def _request(self, context: str, how: dict[str, Any], again: int) -> Request:
     until = how.get('until') or []
     stops = [until] if isinstance(until, str) else list(until)
     given = [how[name] for name in ('max_gen_toks', 'max_new_tokens', 'max_tokens') if name in how]
@@ -135,7 +156,9 @@ class _Ours:
     ids = self.tok_encode(context)[-(self._window - new) :]
     # An empty stop would end every text at once.
     stops = [stop for stop in stops if stop]
-    return Request(tuple(ids), new, tuple(stops), temperature=warm, seed=int(how.get('seed', 0)))
+    # Of the first it is what was given, and 0 for what is not drawn: then all are one request.
+    seed = (int(how.get('seed') or 0) + 0x9E3779B1 * again) % 2**32 if warm else 0
+    return Request(tuple(ids), new, tuple(stops), temperature=warm, seed=seed)
 
 
 def make(

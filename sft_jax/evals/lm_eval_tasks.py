@@ -136,6 +136,9 @@ class LmEvalTask:
       apply_chat_template=options.template == 'chat',
       fewshot_as_multiturn=options.template == 'chat',
     )
+    if model.undefined:
+      # lm_eval takes the first choice, or an empty text, for an answer.
+      return dict.fromkeys(self.headline, math.nan)
     out: dict[str, Any] = {}
     for name, metrics in found['results'].items():
       out |= _columns(self._label(name), metrics)

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from sft_jax.evals.model import Subject
 from sft_jax.utils import log, peers
+
+if TYPE_CHECKING:  # Clients of endpoints need no jax.
+  from sft_jax.evals.model import Subject
 
 
 class Asked(log.Bar):
@@ -56,8 +58,8 @@ class Asked(log.Bar):
 
 @contextlib.contextmanager
 def telling(
-  subject: Subject, name: str, requests: int
-) -> Iterator[tuple[Subject, Callable[[], None]]]:
+  subject: 'Subject', name: str, requests: int
+) -> Iterator[tuple['Subject', Callable[[], None]]]:
   """Context of an evaluation: the subject to ask, and what to call with each answer of a run."""
   asked = Asked(name, requests)
   runs = max(subject.runs, 1)

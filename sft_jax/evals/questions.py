@@ -214,11 +214,27 @@ def _question(
       room = window + 1 - max(map(len, continuations))
     else:
       ids = prompts.token_ids(held, tokenizer, template)
-      room = window - min(reading.most_new(wanted.shots), window // 4)
+      room = room_to_write(reading, wanted, options)
     if len(ids) <= room:
       break
   cut = count < len(prompt.shots) or len(ids) > room
   array = lambda tokens: np.asarray(tokens, np.int32)
-  # What is left without shots is the question; its end is what must be answered.
-  kept = array(ids[-max(room, 1) :])
+  kept = array(shortened(ids, room))
   return Question(item, count, cut, lambda: held, kept, tuple(map(array, continuations)))
+
+
+def room_to_write(reading: Generate, wanted: Wanted, options: Options) -> int:
+  """Tokens that a prompt may have, so that there is room for an answer."""
+  return options.window - min(reading.most_new(wanted.shots), options.window // 4)
+
+
+def shortened(ids: Sequence[int], room: int) -> Sequence[int]:
+  """Tokens without their middle, where they are more than `room` (at least 1).
+
+  What is to be done stands at the beginning of a prompt, what must be answered at its end; so
+  LongBench cuts too (arXiv 2308.14508). Shots have given way before.
+  """
+  if len(ids) <= room:
+    return ids
+  first = max(room, 1) // 2
+  return [*ids[:first], *ids[len(ids) - max(room, 1) + first :]]

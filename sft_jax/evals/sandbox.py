@@ -12,10 +12,8 @@ theirs, and after that said a word drawn for this one run; no exit status, outpu
 The checks' text and that word reach the interpreter after the program's own statements have run.
 The checks do not pass by values that claim to equal everything, by changed or shadowed built-ins or
 modules, or by tracing. But they call the program's functions in one interpreter, as the published
-measures do: a program written against this very file could find the word in memory while it is
-called. It would still be shut in; only its own score would be false.
-
-Not for what a program is: each benchmark builds its own.
+measures do: one written against this very file could find the word in memory while it is called. It
+would still be shut in; only its score would be false. Not for what a program is: benchmarks say.
 """
 
 import ast
@@ -41,8 +39,9 @@ from sft_jax.evals import parse
 from sft_jax.evals.benchmark import Grade
 from sft_jax.utils.errors import UserError
 
-# The clock may go on for so many times the processor time: a busy machine makes no program fail.
-_PATIENCE = 5
+# So many times its processor time a program may sleep, and take by the clock: where others are at
+# work, one that waits for a processor has done nothing wrong.
+_PATIENCE, _LONGEST = 5, 60
 _SPARE_S = 60.0  # for the launcher, beyond the program's time
 
 
@@ -102,8 +101,8 @@ def run_all(
 
   Args:
     programs: What to run.
-    timeout_s: Seconds of processor time each may take, rounded up; five times as many by the clock,
-      for those that wait.
+    timeout_s: Seconds of processor time each may take, rounded up; it may sleep five times as long,
+      and take sixty times as long where the machine leaves it little.
     workers: How many at a time; 0 for one a core.
     limits: Of each.
     allow_weaker: As in `require`.
@@ -223,7 +222,8 @@ def _shut_in(
       'program': (here / 'sandbox_program.py').read_text('utf-8'),
       'workspace': os.path.realpath(workspace),
       'link': theirs.fileno(),
-      'wall': timeout_s * _PATIENCE,
+      'idle': timeout_s * _PATIENCE,
+      'wall': timeout_s * _LONGEST,
       'cpu': math.ceil(timeout_s),
       'strict': strict,
       **limits._asdict(),
@@ -243,7 +243,7 @@ def _shut_in(
     with process:
       theirs.close()
       try:
-        end = time.monotonic() + timeout_s * _PATIENCE + _SPARE_S
+        end = time.monotonic() + timeout_s * _LONGEST + _SPARE_S
         said, output, report = _converse(
           process, ours, (first, words[0], second), end, limits.output_kib << 10
         )

@@ -21,6 +21,7 @@ INNER_UID = 1000
 # Unused by convention: systemd's dynamic users.
 SPARE_UIDS = range(61184, 65520)
 NO_START = 71
+LOOK_S = 0.5  # between looks at what the program does
 
 # <linux/sched.h>, <sys/mount.h>, <linux/mount.h>, <sys/prctl.h>
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -63,6 +64,8 @@ def main():
   """Reads a job, runs it, reports."""
   job = json.loads(sys.stdin.buffer.read())
   missing, uid = {}, None
+  # Of the outside, where the program's processes can be seen; they themselves never hold it.
+  proc = os.open('/proc', os.O_RDONLY) if os.path.isdir('/proc/self') else None
   os.umask(0o022)
   with contextlib.suppress(OSError):  # what it is for is done by the sweep, too
     call('prctl', PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -90,7 +93,7 @@ def main():
     missing['memory'] = 'macOS has no such limit'
   report = {'missing': missing}
   if not (job['strict'] and missing):
-    report.update(run(job, uid, missing))
+    report.update(run(job, uid, missing, proc))
   sys.stderr.write(json.dumps(report))
   sys.stderr.flush()
   os._exit(0)
@@ -177,9 +180,10 @@ def spare_uid():
       return uid
 
 
-def run(job, uid, missing):
+def run(job, uid, missing, proc):
   """Runs the program to its end or until its time is up; then nothing of it is left."""
-  start, late = time.monotonic(), []
+  start, late, idle = time.monotonic(), [], 0.0
+  looked, family = start, set()
   first = os.fork()
   if not first:
     try:
@@ -189,12 +193,21 @@ def run(job, uid, missing):
     finally:
       os._exit(NO_START)
 
-  def expire(*_):
-    late.append(True)
-    os.kill(first, signal.SIGKILL)
+  def look(*_):
+    nonlocal idle, looked, family
+    now = time.monotonic()
+    # Those known first: there may be thousands of others to look through.
+    if not is_busy(proc, family) and not is_busy(proc, family := below(proc, first)):
+      # Where this process was kept waiting, so may the program have been.
+      idle += min(now - looked, 2 * LOOK_S)
+    looked = now
+    if idle >= job['idle'] or now - start >= job['wall']:
+      late.append(True)
+      with contextlib.suppress(OSError):
+        os.kill(first, signal.SIGKILL)
 
-  signal.signal(signal.SIGALRM, expire)
-  signal.setitimer(signal.ITIMER_REAL, job['wall'])
+  signal.signal(signal.SIGALRM, look)
+  signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
   _, status, usage = os.wait4(first, 0)
   signal.setitimer(signal.ITIMER_REAL, 0)
   code = os.waitstatus_to_exitcode(status)
@@ -202,7 +215,7 @@ def run(job, uid, missing):
   # The kernel kills what used up its processor time, of which it keeps a coarse account.
   spent = code == 128 + signal.SIGKILL and used > job['cpu'] / 2
   if 'processes' in missing:
-    sweep(first, uid)
+    sweep(first, uid, proc)
   ran = {'late': bool(late) or spent, 'started': code != NO_START, 'code': code}
   return {**ran, 'seconds': seconds}
 
@@ -268,7 +281,7 @@ def become(job, uid, count, writing):
   os.execve(job['python'], command, {'PYTHONHASHSEED': '0'})
 
 
-def sweep(first, uid):
+def sweep(first, uid, proc):
   """Kills what is left where the kernel has not: without a process namespace."""
   with contextlib.suppress(OSError):
     os.killpg(first, signal.SIGKILL)
@@ -281,7 +294,8 @@ def sweep(first, uid):
         with contextlib.suppress(OSError):
           os.kill(-1, signal.SIGKILL)
         os._exit(0)
-    for pid in orphans():
+    # It inherits those whose parents are gone.
+    for pid in (pid for pid, parent in parents(proc).items() if parent == os.getpid()):
       with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
     try:
@@ -292,16 +306,44 @@ def sweep(first, uid):
     time.sleep(0.002)
 
 
-def orphans():
-  """Children of this process: it inherits those whose parents are gone."""
-  for name in os.listdir('/proc') if os.path.isdir('/proc/self') else ():
-    try:
-      with open(f'/proc/{int(name)}/stat') as file:
-        parent = int(file.read().rpartition(')')[2].split()[1])
-    except (OSError, ValueError, IndexError):
-      continue
-    if parent == os.getpid():
-      yield int(name)
+def is_busy(proc, family):
+  """Whether a thread of these processes is at work, or would be if it had a processor; false where
+  that cannot be seen."""
+  for pid in family:
+    threads = []
+    with contextlib.suppress(OSError):
+      directory = os.open(f'{pid}/task', os.O_RDONLY, dir_fd=proc)
+      threads = os.listdir(directory)
+      os.close(directory)
+    # Running or ready to; or waiting for a disk.
+    if any(state(proc, f'{pid}/task/{thread}')[0] in b'RD' for thread in threads):
+      return True
+  return False
+
+
+def below(proc, first):
+  """`first`, its children, and theirs."""
+  family, more, known = set(), {first}, parents(proc)
+  while more:
+    family |= more
+    more = {pid for pid, parent in known.items() if parent in family} - family
+  return family
+
+
+def parents(proc):
+  """{process: its parent} of all that can be seen."""
+  names = os.listdir(proc) if proc is not None else ()
+  return {int(name): state(proc, name)[1] for name in names if name.isdigit()}
+
+
+def state(proc, name):
+  """State and parent of a process or thread; '-' and 0 where it is gone."""
+  try:
+    with open(os.open(f'{name}/stat', os.O_RDONLY, dir_fd=proc), 'rb') as file:
+      one, parent = file.read().rpartition(b')')[2].split()[:2]
+    return one, int(parent)
+  except (OSError, ValueError):
+    return b'-', 0
 
 
 if __name__ == '__main__':

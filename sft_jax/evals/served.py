@@ -61,6 +61,7 @@ class ServedTask(suite.BenchmarkTask):
       reading.most_new(self.wanted.shots),
       [reading.temperature(question.item) for question in self.questions],
       list(reading.stops(self.wanted.shots)),
+      self.wanted.name,
     )
     written = [
       None
@@ -159,6 +160,7 @@ def converse(
   max_new: int,
   temperatures: Sequence[float],
   stops: Sequence[str] = (),
+  name: str = '',
 ) -> list[tuple[Answer, ...] | None]:
   """Lets a served model answer conversations, turn by turn.
 
@@ -169,6 +171,7 @@ def converse(
     max_new: Most new tokens of an answer.
     temperatures: Of each.
     stops: Answers are cut before the first of these.
+    name: What progress is told under; the model's by default.
 
   Returns:
     The answers to each, or None where one is missing: what follows it was not asked.
@@ -182,7 +185,8 @@ def converse(
       if turn:
         dialogues[i].append({'role': 'user', 'content': turns[i][turn - 1]})
     chats = [Chat(tuple(dialogues[i]), max_new, temperatures[i], tuple(stops)) for i in asked]
-    for i, answer in zip(asked, endpoint.complete(chats), strict=True):
+    told = f'{name}, turn {turn + 1}' if name and turn else name
+    for i, answer in zip(asked, endpoint.complete(chats, told), strict=True):
       if answer is None:
         missing.add(i)
         continue

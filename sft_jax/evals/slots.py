@@ -15,6 +15,7 @@ from sft_jax.evals.model import over_runs
 from sft_jax.parallel.compile import exact_jit
 
 FAR = np.int32(2**30)  # a position, or slot, outside of every cache
+NO_NUMBER = np.int32(-3)  # stands for a token where the model computes what is no number
 
 
 @functools.partial(
@@ -78,7 +79,7 @@ def advance(model, params, cache, state, alive, prefix, stop_ids, runs, sampled,
       after = state['position'] + 1
       token = _choose(model.logits(params, hidden[:, 0]), state, after, sampled)
       out = out.at[:, step].set(jnp.where(active, token, -1))
-      ended = (token[:, None] == stop_ids[None, :]).any(axis=-1)
+      ended = (token[:, None] == stop_ids[None, :]).any(axis=-1) | (token == NO_NUMBER)
       state = {
         **state,
         'token': jnp.where(active, token, state['token']),
@@ -117,7 +118,8 @@ def _put(slot, whole, part):
 
 def _choose(logits, request, position, sampled):
   """`[B]` tokens: the likeliest, or drawn by Gumbel noise from the request's own seed."""
-  greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  broken = jnp.isnan(jnp.max(logits, axis=-1))
+  greedy = jnp.where(broken, NO_NUMBER, jnp.argmax(logits, axis=-1).astype(jnp.int32))
   if not sampled:
     return greedy
   temperature = request['temperature']
@@ -127,4 +129,4 @@ def _choose(logits, request, position, sampled):
 
   warm = jnp.maximum(temperature, 1e-6)[:, None]
   drawn = jnp.argmax(logits / warm + jax.vmap(noise)(request['seed'], position), axis=-1)
-  return jnp.where(temperature > 0, drawn.astype(jnp.int32), greedy)
+  return jnp.where((temperature > 0) & ~broken, drawn.astype(jnp.int32), greedy)

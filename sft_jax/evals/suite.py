@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from sft_jax.evals import prompts, questions, stats, subset, tokenised
 from sft_jax.evals.answers import Answers
 from sft_jax.evals.asking import scored, written
 from sft_jax.evals.benchmark import Choices, Choose, Files, Generate, Grade, Item, Round
-from sft_jax.evals.generation import Request
+from sft_jax.evals.generation import UNDEFINED, Request
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
 from sft_jax.evals.questions import Options, Question, Wanted
@@ -129,8 +130,12 @@ class BenchmarkTask:
     return other
 
   def scores(self, records: Sequence[Record], grades: Sequence[Grade | None]) -> Scores:
-    """Columns and per-item records of one run, from what `graded` gives."""
+    """Columns and per-item records of one run, from what `graded` gives; of a model that computes
+    what is no number, that alone."""
     reading = self.reading
+    if any(record.get('finish') == UNDEFINED or _has_nan(record) for record in records):
+      # Any choice, or no answer, would pass for a low score.
+      return {self.column: math.nan}
     if self.contaminated is not None:
       seen = zip(records, self.contaminated, strict=True)
       records = [record | {'contaminated': bool(flag)} for record, flag in seen]
@@ -217,10 +222,11 @@ class BenchmarkTask:
     for turn in range(1 + max(map(len, turns), default=0)):
       asked = [i for i in range(len(self.questions)) if turn <= len(turns[i])]
       if turn == 0 or runs == 1:
-        requests = [self._request(i, turns[i][:turn], written[0][i]) for i in asked]
+        made = [self._request(i, turns[i][:turn], written[0][i]) for i in asked]
+        requests = [request for request, _ in made]
         for run, outputs in enumerate(self._generate(subject, requests, answers)):
-          for i, output in zip(asked, outputs, strict=True):
-            written[run][i].append(output)
+          for i, output, (_, cut) in zip(asked, outputs, made, strict=True):
+            written[run][i].append({**output, 'cut': cut})
       else:
         raise UserError(
           'a benchmark of several turns is run on one model at a time',
@@ -235,6 +241,9 @@ class BenchmarkTask:
     reading = self.reading
     assert isinstance(reading, Generate)
     held = {index: given for index, given in enumerate(outputs) if given is not None}
+    if any(one['finish'] == UNDEFINED for given in held.values() for one in given):
+      nothing = [self._record(index, None) for index in range(len(outputs))]
+      return [record | {'finish': UNDEFINED} for record in nothing], [None] * len(outputs)
     items = [self.questions[index].item for index in held]
     texts: list[Any] = [
       tuple(one['text'] for one in given) if len(given) > 1 else given[0]['text']
@@ -254,25 +263,31 @@ class BenchmarkTask:
         'output': list(text) if isinstance(text, tuple) else text,
         'output-tokens': sum(one['tokens'] for one in given),
         'finish': given[-1]['finish'],
+        'cut': any(one.get('cut', self.questions[index].cut) for one in given),
       }
       records[index] = self._record(index, grade) | more
     return records, everything
 
-  def _request(self, index: int, turns: Sequence[str], before: Sequence[Mapping]) -> Request:
-    """The request for the next answer, after some turns that were answered."""
+  def _request(
+    self, index: int, turns: Sequence[str], before: Sequence[Mapping]
+  ) -> tuple[Request, bool]:
+    """The request for the next answer, after some turns that were answered; whether the window had
+    no room for all of it."""
     reading, question = self.reading, self.questions[index]
     assert isinstance(reading, Generate)
-    ids = question.ids.tolist()
+    ids, cut = question.ids.tolist(), question.cut
     if turns:
       rounds = list(question.prompt.question)
       for answer, turn in zip(before, turns, strict=True):
         rounds += [Round('assistant', answer['text']), Round('user', turn)]
       longer = dataclasses.replace(question.prompt, question=tuple(rounds))
       ids = prompts.token_ids(longer, self.options.tokenizer, self.options.template)
-    ids = ids[-(self.options.window - 1) :]
+      room = questions.room_to_write(reading, self.wanted, self.options)
+      cut |= len(ids) > room
+      ids = questions.shortened(ids, room)
     seed = int(_digest([self.options.seed, question.item.id, len(turns)]), 16) % 2**32
     temperature = reading.temperature(question.item)
-    return Request(
+    request = Request(
       tuple(ids),
       min(reading.most_new(self.wanted.shots), self.options.window - len(ids)),
       tuple(reading.stops(question.shots)),
@@ -281,6 +296,7 @@ class BenchmarkTask:
       temperature,
       seed if temperature else 0,
     )
+    return request, cut
 
   def _generate(
     self, subject: Subject, requests: Sequence[Request], answers: Sequence[Answers]
@@ -297,6 +313,10 @@ class BenchmarkTask:
       tokens_per_batch=options.tokens_per_batch,
       name=self.wanted.name,
     )
+
+
+def _has_nan(record: Record) -> bool:
+  return any(map(math.isnan, record.get('logprobs', ())))
 
 
 def _digest(value: Any) -> str:

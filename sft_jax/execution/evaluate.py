@@ -19,7 +19,7 @@ from sft_jax import spec as spec_lib
 from sft_jax.evals import chats, core, served, stats
 from sft_jax.evals import model as eval_model
 from sft_jax.evals.endpoint import Endpoint
-from sft_jax.execution import graft, inputs, opened, runner, scoring
+from sft_jax.execution import delta_export, graft, inputs, opened, runner, scoring
 from sft_jax.execution.session import Session
 from sft_jax.execution.workdir import Workdir
 from sft_jax.models import source
@@ -170,7 +170,12 @@ def _refuse_others(place: Workdir, identity: dict[str, Any]) -> None:
 
 
 def _model(config: Any) -> _Evaluated:
-  """What `config.model` names."""
+  """What `config.model` names; a delta is restored first."""
+  if file := delta_export.file_in(config.model.path):
+    with delta_export.restored(file, config.eval.graft_base, config.cache_dir) as whole:
+      own = ConfigDict(config.to_dict())
+      own.model.path, own.model.name = str(whole), config.model.name or file.absolute().parent.name
+      return _model(own)
   one = opened.of_base(config)
   spec, model = one.spec, one.model
   # Perplexity and the built-in questions are asked as a run would be; all else as eval.template.

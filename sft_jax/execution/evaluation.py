@@ -21,7 +21,7 @@ from sft_jax.evals.files import HubFiles, LocalFiles
 from sft_jax.evals.judge import EndpointJudge, judge_target
 from sft_jax.evals.questions import Options, Wanted
 from sft_jax.evals.suite import BenchmarkTask
-from sft_jax.utils import log
+from sft_jax.utils import log, words
 from sft_jax.utils.errors import UserError
 
 
@@ -135,7 +135,7 @@ def make(wanted: Wanted, config: Any, options: Options) -> BenchmarkTask:
   files: Files = LocalFiles(config.data_dir) if config.data_dir else HubFiles()
   kind = BenchmarkTask if options.tokenizer is not None else served.ServedTask
   task = kind(wanted, files, options)
-  log.say(f'{wanted.name}: {len(task.questions)} questions')
+  log.say(f'{wanted.name}: {words.count(len(task.questions), "question")}')
   return task
 
 

@@ -44,11 +44,8 @@ def give_base(
     name = _name(task)
     if name is None:
       continue
-    at = (base, name)
-    if isinstance(task, BenchmarkTask) and task.wanted.name in before and at not in found:
-      known = task.taken_over(before[task.wanted.name])
-      found |= {at: known} if known is not None else {}
-    if at not in found:
+    at, owed = (base, name), scoring.unanswered()
+    if not _known(task, at, found, before):
       scoring.go_on()
       answers = scoring.answers(0)
       with loop.explain_memory('evaluation', MEMORY_HELP), contextlib.closing(answers):
@@ -57,7 +54,35 @@ def give_base(
         else:
           found[at] = task.run(subject, answers)
     scores = task.scores(*found[at]) if isinstance(task, BenchmarkTask) else found[at]
-    scoring.put(task, 0, core.split(scores))
+    # What a judge still owes, the run's own evaluation asks for again, and others do themselves.
+    whole = scoring.unanswered() == owed
+    scoring.put(task, 0, core.split(scores), done=whole)
+    if not whole:
+      del found[at]
+
+
+def base_is_known(
+  scoring: Scoring,
+  base: Hashable,
+  found: dict[Hashable, Any],
+  before: Mapping[str, Sequence[dict[str, Any]]],
+) -> bool:
+  """Whether `give_base` would compute nothing, nor anybody after it; see there."""
+  names = [(task, _name(task)) for task in scoring.open_tasks(0)]
+  return all(name is not None and _known(task, (base, name), found, before) for task, name in names)
+
+
+def _known(
+  task: core.Task,
+  at: Hashable,
+  found: dict[Hashable, Any],
+  before: Mapping[str, Sequence[dict[str, Any]]],
+) -> bool:
+  """Whether what a task finds on a base is in `found`; what is known from `before` is put there."""
+  if at not in found and isinstance(task, BenchmarkTask) and task.wanted.name in before:
+    known = task.taken_over(before[task.wanted.name])
+    found |= {at: known} if known is not None else {}
+  return at in found
 
 
 def give_snapshots(

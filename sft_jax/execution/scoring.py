@@ -25,6 +25,7 @@ from sft_jax.utils import io, log, peers
 from sft_jax.utils.errors import Diverged, Interrupted, UserError
 
 MEMORY_HELP = 'set a smaller config.eval.tokens_per_batch, or use more devices (config.mesh.fsdp)'
+_AGAIN = 'start --mode=eval again to ask for the others (of a run: on run:WORKDIR@STEP)'
 
 
 class Scoring:
@@ -141,15 +142,15 @@ class Scoring:
       name = _key(task)
       if name not in done:
         self.go_on()
-        before = self._unanswered(subject)
+        before = self.unanswered(subject)
         with loop.explain_memory('evaluation', MEMORY_HELP), contextlib.closing(answers):
           columns, items = core.evaluate(task, asked, answers)
-        partly = self._unanswered(subject) > before
+        partly = self.unanswered(subject) > before
         self.put(task, step, (columns, items), reject, done=not partly)
         scores |= columns
         if partly:
           whole = False
-          log.warn(f'{name}: not all items are graded; start again to ask for the others')
+          log.warn(f'{name}: not all items are graded; {_AGAIN}')
           continue
       scores |= done[name]
     if self._shown:
@@ -159,7 +160,7 @@ class Scoring:
     self._done = (-1, {})
     return scores
 
-  def _unanswered(self, subject: Subject | Served) -> int:
+  def unanswered(self, subject: Subject | Served | None = None) -> int:
     """Requests so far to which a served model or a judge gave no answer."""
     served = subject.endpoint.unanswered if isinstance(subject, Served) else 0
     return served + (self._judge.unanswered if self._judge is not None else 0)

@@ -354,8 +354,8 @@ def test_page_is_escaped_and_complete_in_itself():
   assert page.text.count(EVIL) == 5  # title, row, prompt, both outputs
   assert 'turn one' in page.text and 'no answer found' in page.text
   assert '["4", "<b>"]' in page.text
-  assert 'further items' not in page.text
-  assert '1 further items' in compare_text.page(('a', 'b'), shown(), most=0)
+  assert 'further item' not in page.text
+  assert 'Not shown: 1 further item.' in compare_text.page(('a', 'b'), shown(), most=0)
 
 
 def test_lines_show_the_table_and_examples():

@@ -314,3 +314,15 @@ def test_conversations_with_a_served_model(server, make):
   server.always = 'empty'
   kept = served.converse(make(allow_empty=True), [opening('d')], [[]], 5, [0.0])
   assert [answer.text for answer in kept[0]] == [' \n']
+
+
+def test_numbers_that_are_none_are_no_answer_lost():
+  """JSON may hold what no number type does; the text is an answer all the same."""
+  reply = (
+    '{"choices": [{"message": {"content": "m"}, "logprobs": {"content": [{"top_logprobs": ['
+    '{"token": "m", "logprob": NaN}, {"token": "M", "logprob": -1.5},'
+    '{"token": "x", "logprob": 1e999}]}]}}], "usage": {"total_tokens": %s}}'
+  )
+  for used in ('1e999', '-7', 'NaN', '"many"'):
+    answer, tokens = read_reply((reply % used).encode(), False)
+    assert (answer.text, answer.top, tokens) == ('m', {'M': -1.5}, 0)

@@ -76,6 +76,36 @@ def test_generation(both):
   assert asked[0][1] == how, 'what was given is left as it was'
 
 
+def test_samples_of_one_request_differ(both):
+  """As a vote among them needs (`repeats`); the same each time, and greedy ones asked once."""
+  ours = both[1]
+  warm = {'until': [], 'max_gen_toks': 8, 'do_sample': True, 'temperature': 2.0}
+  asked = instances('generate_until', [('Water boils at', dict(warm))] * 6 + [('Ice', dict(warm))])
+  drawn = ours.generate_until(asked)
+  assert len(set(drawn)) == 7 and ours.generate_until(asked) == drawn
+  assert ours.generate_until(asked[-1:]) == drawn[-1:], 'whatever else is asked'
+  greedy = instances('generate_until', [('Water boils at', {'until': [], 'max_gen_toks': 8})] * 3)
+  assert len(set(ours.generate_until(greedy))) == 1
+
+
+def test_special_tokens_that_end_a_text(both, monkeypatch):
+  """They are in no text, so they are found by their ids."""
+  stops = []
+
+  def written(subject, requests, answers, tokenizer, stop_ids, **options):
+    stops.append(([request.prompt for request in requests], stop_ids))
+    return [[{'text': str(len(request.prompt)), 'finish': 'end'} for request in requests]]
+
+  monkeypatch.setattr(lm_eval_model, 'written', written)
+  tokenizer = both[1]._tokenizer
+  end, stop = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids('<|end|>')
+  until = (['Q:', '<|end|>'], ['Q:', '</s>'], ['<|end|>'], 'Q:')
+  asked = [('x' * (i + 1), {'until': words, 'max_gen_toks': 4}) for i, words in enumerate(until)]
+  texts = both[1].generate_until(instances('generate_until', asked))
+  assert texts == [str(len(both[1].tok_encode(context))) for context, _ in asked]
+  assert [(len(prompts), ids) for prompts, ids in stops] == [(2, [end, stop]), (2, [end])]
+
+
 def test_no_room_for_a_question(both):
   """Its `hf` model refuses too; what is left of a question would be one token."""
   asked = instances('generate_until', [('Water boils at', {'until': [], 'max_gen_toks': WINDOW})])

@@ -334,7 +334,7 @@ def test_harm_is_contained(name, whole, temporary, tmp_path, monkeypatch):
     seconds = 0.2 if name in LASTING else 1.0
     start = time.monotonic()
     verdict = run(source, seconds=seconds)
-    # Five times as long by the clock, and what starting takes on a busy machine.
+    # Five times as long asleep, and what starting takes on a busy machine.
     assert time.monotonic() - start < 60
   assert not verdict.passed
   assert 'tried' in verdict.output and 'REACHED' not in verdict.output, verdict
@@ -583,6 +583,34 @@ def test_verdicts_say_why_and_keep_their_order(whole):
   assert verdicts[2].output == 'so far\n'
   assert verdicts[5].detail == "NameError: name 'answer' is not defined"
   assert sandbox.run_all([], 1.0) == []
+
+
+@pytest.mark.parametrize('threads', [False, True])
+def test_a_program_that_waits_for_a_processor_has_time(threads, whole, monkeypatch):
+  """It may not sleep at all, and take what it needs by the clock, as on a machine that is busy."""
+  monkeypatch.setattr(sandbox, '_PATIENCE', 0.6)
+  work = 'while time.process_time() < 1.2: pass'
+  source = f'import time\n{work}\nanswer = lambda: 42'
+  if threads:
+    # Its first thread sleeps.
+    source = f"""
+import threading, time
+def work():
+  {work}
+one = threading.Thread(target=work)
+one.start()
+one.join()
+answer = lambda: 42
+"""
+  assert run(source, seconds=2.0).passed
+  verdict = run('import time\ntime.sleep(1000)', seconds=2.0)
+  assert verdict.reason == 'timeout' and verdict.seconds < 60
+
+
+def test_a_program_that_never_sleeps_for_long_ends(whole, monkeypatch):
+  monkeypatch.setattr(sandbox, '_LONGEST', 1)
+  verdict = run('import time\nwhile True: time.sleep(0.001)', seconds=2.0)
+  assert verdict.reason == 'timeout' and verdict.seconds < 60
 
 
 def test_sets_have_one_order(whole):

@@ -1,9 +1,11 @@
 """A model behind an endpoint as a row: columns, records, resuming, budget, refusals."""
 
+import functools
 import re
 
 import pytest
 
+from sft_jax.evals import progress
 from sft_jax.execution import evaluate as evaluate_lib
 from sft_jax.utils import io
 from sft_jax.utils.errors import UserError
@@ -116,3 +118,10 @@ def test_what_an_endpoint_cannot_do(server, bench, tmp_path, changes, match):
   with pytest.raises(UserError, match=match) as e:
     evaluate(tmp_path / 'w', config(server, bench, **changes))
   assert '\n' not in str(e.value) and not (tmp_path / 'w').exists() and not server.requests
+
+
+def test_how_far_it_is(server, bench, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(progress, 'Asked', functools.partial(progress.Asked, every_s=0.05))
+  server.delay = 0.4
+  evaluate(tmp_path / 'w', config(server, bench))
+  assert 'gsm8k:0shot:gen: 0/6 answered' in capsys.readouterr().err.splitlines()

@@ -3,14 +3,20 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from sft_jax.evals import benchmarks
-from sft_jax.evals.benchmark import Services
+from sft_jax.evals import benchmarks, suite
+from sft_jax.evals.answers import Answers
+from sft_jax.evals.benchmark import Grade, Services
 from sft_jax.evals.files import LocalFiles
 from sft_jax.evals.judge import CallableJudge
+from sft_jax.evals.model import Plain, Subject
 from sft_jax.evals.questions import Options
 from sft_jax.evals.suite import BenchmarkTask
+from sft_jax.parallel import mesh as meshes
 from tests.evals.tasks import choice_files
 from tests.models.conftest import tiny_tokenizer
 
@@ -36,6 +42,7 @@ def make(tmp_path):
     outputs = [[{'text': text, 'tokens': 1, 'finish': 'end'}] for _ in one.questions]
     return one, one.scores(*one._graded(outputs))
 
+  task.files = LocalFiles(str(tmp_path))
   return task
 
 
@@ -77,3 +84,49 @@ def test_records_of_other_questions_are_not_taken(make):
     assert other.taken_over(good) is None
   options = dataclasses.replace(task.options, template='study')
   assert task.adapted(options, None).taken_over(good) is None
+
+
+@pytest.mark.parametrize('name', ['arc_easy:0shot:ll', 'boolq:0shot:gen', 'gsm8k:0shot'])
+def test_a_model_that_computes_no_numbers_has_no_score(make, name):
+  """The first choice, or an empty text, would pass for its answer."""
+  one, _ = make('gsm8k:0shot', '1')
+  tokenizer = one.options.tokenizer
+  nothing = lambda params, tokens: jnp.full((*tokens.shape, len(tokenizer)), params)
+  mesh = meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  task = BenchmarkTask(benchmarks.parse(name), make.files, one.options)
+  for value in (np.nan, 0.0) if name.endswith('ll') else (np.nan,):
+    subject = Subject(Plain(nothing, len(tokenizer), 512), jnp.float32(value), mesh)
+    scores = task.run(subject, Answers())
+    if value == 0:
+      assert scores[f'{task.column}-n'] == len(task.questions)
+    else:
+      assert scores.keys() == {task.column} and np.isnan(scores[task.column])
+
+
+def test_a_conversation_too_long_for_the_window_is_counted(make, monkeypatch):
+  """Its second turn is asked with the room an answer needs, not with what happens to be left."""
+  one, _ = make('gsm8k:0shot', '1')
+  window = len(one.questions[0].ids) + 40
+  options = dataclasses.replace(one.options, window=window)
+  wanted = benchmarks.parse('gsm8k:0shot')
+  reading = dataclasses.replace(
+    wanted.benchmark.readings['gen'], turns=lambda item: ['And twice that?'], max_new=20,
+    grade=None, grade_all=lambda texts, items, services: [Grade({'acc': 1.0}, 'x') for _ in items],
+  )  # fmt: skip
+  benchmark = dataclasses.replace(wanted.benchmark, readings={'gen': reading})
+  task = BenchmarkTask(dataclasses.replace(wanted, benchmark=benchmark), make.files, options)
+  seen = []
+
+  def written(subject, requests, answers, *args, **more):
+    seen.append(requests)
+    text = 'word ' * 60 if len(seen) == 1 else 'short'
+    return [[{'text': text, 'tokens': 60, 'finish': 'length'} for _ in requests]]
+
+  monkeypatch.setattr(suite, 'written', written)
+  scores = task.run(Subject(None, {}, None), Answers())
+  first, second = seen
+  assert all(request.max_new == 20 for request in [*first, *second])
+  assert {len(request.prompt) for request in second} == {window - 20}
+  assert second[0].prompt[:20] == first[0].prompt[:20]
+  assert [record['cut'] for record in records_of(scores)] == [True] * 4
+  assert scores[f'{task.column}-cut'] == 4

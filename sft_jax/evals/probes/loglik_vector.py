@@ -47,7 +47,9 @@ def choose(
     different = {json.dumps([text.prompt, text.answer]): text for text in texts[task]}
     if len(different) < each:
       raise UserError(
-        f'{len(different)} different texts, {each} are wanted', f'probe texts of {task}'
+        f'{len(different)} different texts, {each} are wanted',
+        f'probe texts of {task or "no task"}',
+        'ask for fewer of each task (config.probe.each), or leave this task out',
       )
     rank = lambda key: hashlib.sha256(f'{seed}/{key}'.encode()).hexdigest()
     chosen += [different[key]._replace(task=task) for key in sorted(different, key=rank)[:each]]
