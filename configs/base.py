@@ -113,7 +113,8 @@ def get_config() -> ConfigDict:
   # (from 0, the last included) between commas, or how many bands of about equal size; '' scores
   # the model as it is.
   config.eval.graft = ''
-  # The base of config.model.path, where that is a whole model and no run: a path as there.
+  # The base of config.model.path, where that is a whole model or a delta, and no run: a path as
+  # there.
   config.eval.graft_base = ''
 
   # --mode=compare: two rows, as DIR or DIR@STEP (a number, base, best, last): the workdirs of runs
@@ -174,13 +175,25 @@ def get_config() -> ConfigDict:
   config.release.bases = ''
   config.release.push = ''  # ORG/NAME: also upload it there, with the token in HF_TOKEN.
 
+  # --mode=probe: tables of a study's data and models that its report reads beside scores.
+  config.probe = ConfigDict()
+  # Probe texts, the same for all models: a file of records with prompt, answer and task; '' takes
+  # the questions of the benchmarks in config.eval.tasks, with their right answers.
+  config.probe.texts = ''
+  config.probe.each = 150  # Texts of each task.
+  config.probe.states = 'mean'  # mean | last (token) | none: states kept of each text and layer.
+  config.probe.snapshots = 'last'  # last | all: weights that runs have kept.
+  config.probe.records = 0  # Examples of each data set that count; 0 takes all.
+  # Only runs whose last rows say COLUMN=VALUE, between commas: lora=True,seed-data=1; '' is all.
+  config.probe.only = ''
+
   # --mode=report: the analysis of a table of results.
   config.report = ConfigDict()
   config.report.table = ''  # csv or parquet with the released header; '' is the study's own.
   # Checks of the table whose findings change what is analysed (all findings are told): all | none |
   # names between commas, of CHECKS in sft_jax/analysis/checks.py.
   config.report.checks = 'all'
-  config.report.bootstrap = 2000  # Draws of models for each interval.
+  config.report.bootstrap = 2000  # Draws, for what is tested by draws: predictors, the map.
   config.report.seed = 0  # Of the draws.
 
   # --mode=choose: which of several data sets to train on, by a race within a budget. All else

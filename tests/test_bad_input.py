@@ -148,6 +148,8 @@ def test_settings_are_those_of_the_config_and_of_the_code():
     'data.dir',
     'release.bases',
     'release.push',
+    'probe.texts',
+    'probe.only',
     'report.table',
     'report.checks',
   }

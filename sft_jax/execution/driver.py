@@ -243,13 +243,14 @@ class Driver:
       for slot, run in self._alive
       if not any(row['step'] == 0 for row in run.workdir.rows())
     ]
-    if to_do:
+    shared = self._cohort.base_key, self._session.base_scores, self._session.base_records
+    known = lambda run: not self._options.alone and joint.base_is_known(run.scoring, *shared)
+    if not all(known(run) for _, run in to_do):
       log.say('evaluating the base')
     subject = self._cohort.subject(base, state.trained if base is None else None, [0])
     for slot, run in to_do:
       if not self._options.alone:
-        found, before = self._session.base_scores, self._session.base_records
-        joint.give_base(run.scoring, subject, self._cohort.base_key, found, before)
+        joint.give_base(run.scoring, subject, *shared)
       run.put_row(0, run.scoring.run(subject, 0, self._reject(slot)))
 
   def _snapshot(self, base: Tree | None, state: TrainState, step: int) -> None:

@@ -170,5 +170,6 @@ def table(
       one |= {'first': int(inside[0]), 'last': int(inside[-1])}
       one['depth'] = float(inside.mean() / max(len(norms) - 1, 1))
     one['change-share'] = float(np.square(norms[inside]).sum() / whole)
-    out.append(one | dict(rows[graft.name]))
+    # A run's own factor `layers` gives way.
+    out.append(one | dict(rows[graft.name]) | one)
   return out

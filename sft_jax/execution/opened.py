@@ -160,10 +160,10 @@ def choose_step(kept: Checkpoints, step: str, directory: str) -> int:
   steps = kept.weights_steps()
   if not steps:
     raise UserError('no weights are kept here', directory, 'see config.checkpoint.keep_weights')
-  if step not in ('', 'best', 'last') and not step.isdigit():
+  if step not in ('', 'best', 'last') and not step.isdecimal():
     raise UserError(f'{step!r} is no step', 'config.model.path', 'write run:DIR@best or @120')
   best = kept.best_step() if step == 'best' else None
-  return int(step) if step.isdigit() else best or steps[-1]
+  return int(step) if step.isdecimal() else best or steps[-1]
 
 
 def without_adapter(subject: eval_model.Subject) -> eval_model.Subject | None:

@@ -1,20 +1,24 @@
 """Probes of models and data for the report of a study, written where it looks for them.
 
 What runs leave by themselves (layer changes, perplexities) needs none of this. What the tables are
-for: `analysis/measured.py`.
+for: `analysis/measured.py`. Of a whole study: `probe_mode.py`.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from sft_jax.analysis import predictors
 from sft_jax.evals.probes import dataset_properties, hidden_states, loglik_vector
 from sft_jax.execution import inputs, opened
-from sft_jax.utils import io, log
+from sft_jax.utils import io, log, tables
 from sft_jax.utils.errors import UserError
 
 # Of a row, what a probe's table says of its model.
 _FACTS = ('model_name', 'data_name', 'lora', 'epoch', 'data_size')
+POOLINGS = (*hidden_states.POOLINGS, 'none')
 
 
 def probe_model(
@@ -22,34 +26,59 @@ def probe_model(
 ) -> list[str]:
   """Log-likelihoods and states of probe texts under a base or a run's snapshot.
 
+  What is there already, of the same texts, is left as it is.
+
   Args:
     config: `config.model` names the model, such as run:DIR@STEP.
     texts: The same for all models of a study; 1,000 and more are usual.
     study: The study's workdir; the tables go below its `probes/`.
-    pooling: See `hidden_states.hidden_states`.
+    pooling: See `hidden_states.hidden_states`; 'none' for no states.
 
   Returns:
-    The two files.
+    The files.
 
   Raises:
-    UserError: no such model, a run without the row of that snapshot, no texts.
+    UserError: no such model, a run without the row of that snapshot, no texts; other texts than
+      those of the tables that are there.
   """
   if not texts:
     raise UserError('no probe texts', how='give texts, such as questions of benchmarks')
   one = opened.open_model(config)
-  about = _about(config, one)
-  subject, tokens = one.load(), config.eval.tokens_per_batch
-  encoded, _ = loglik_vector.encode(texts, one.model.tokenizer, subject.model.max_length)
+  about = _about(config, one) | {'texts': loglik_vector.digest(texts)}
   stem = f'{one.digest[:12]}-{one.step}'
-  files = [
-    os.path.join(study, 'probes', f'{kind}-{stem}.npz')
-    for kind in ('loglik_vector', 'hidden_states')
-  ]
-  os.makedirs(os.path.dirname(files[0]), exist_ok=True)
-  loglik_vector.write(files[0], subject, one.model.tokenizer, texts, about, tokens_per_batch=tokens)
-  hidden_states.write(files[1], subject, [text.ids for text in encoded], about, pooling, tokens)
-  log.say(f'{one.name}: {len(texts)} texts probed, {" and ".join(files)}')
-  return files
+  kinds = ('loglik_vector', 'hidden_states')[: 1 if pooling == 'none' else 2]
+  files = {kind: os.path.join(study, 'probes', f'{kind}-{stem}.npz') for kind in kinds}
+  held = {kind: _is_there(file, about['texts'], pooling) for kind, file in files.items()}
+  if not all(held.values()):
+    subject, tokens = one.load(), config.eval.tokens_per_batch
+    tokenizer = one.model.tokenizer
+    encoded, _ = loglik_vector.encode(texts, tokenizer, subject.model.max_length)
+    os.makedirs(os.path.join(study, 'probes'), exist_ok=True)
+    if not held['loglik_vector']:
+      file = files['loglik_vector']
+      loglik_vector.write(file, subject, tokenizer, texts, about, tokens_per_batch=tokens)
+    if not held.get('hidden_states', True):
+      ids = [text.ids for text in encoded]
+      hidden_states.write(files['hidden_states'], subject, ids, about, pooling, tokens)
+    log.say(f'{one.name}: {len(texts)} texts probed, {" and ".join(files.values())}')
+  return list(files.values())
+
+
+def _is_there(file: str, digest: str, pooling: str) -> bool:
+  """Whether a table has been written.
+
+  Raises:
+    UserError: it is of other texts.
+  """
+  if not os.path.exists(file):
+    return False
+  about = io.read_json(f'{file}.json')
+  same = {'texts': digest, 'pooling': pooling}
+  if any(about[key] != same[key] for key in same if key in about):
+    raise UserError(
+      'probes of other texts are here', file, f'remove {os.path.dirname(file)}, or give those'
+    )
+  return True
 
 
 def _about(config: Any, one: opened.Opened) -> dict[str, Any]:
@@ -64,16 +93,22 @@ def _about(config: Any, one: opened.Opened) -> dict[str, Any]:
   return {name: row.get(name) for name in _FACTS} | {'run-id': one.digest}
 
 
-def probe_data(config: Any, study: str, most: int = 0) -> str:
+def probe_data(
+  config: Any, study: str, most: int = 0, questions: Mapping[str, np.ndarray] | None = None
+) -> str:
   """Properties of the data in `config.data` under the base in `config.model`.
+
+  A table that is there already, of as many examples, is left as it is.
 
   Args:
     config: Data, template and length as in the runs of the study.
     study: The study's workdir.
     most: Examples that count at most; 0 for all.
+    questions: {benchmark: `[J, D]` mean states of its texts after the base's middle layer}; given
+      these, how alike data and benchmarks are is written too, as a table of its own.
 
   Returns:
-    The table, of one row.
+    The table of properties, of one row.
 
   Raises:
     UserError: no data, or a model that is no base.
@@ -83,14 +118,42 @@ def probe_data(config: Any, study: str, most: int = 0) -> str:
   one = opened.of_base(config)
   data = inputs.load_data(one.spec, one.model.tokenizer, [], config.data.dir)
   records = [data.train_records[index] for index in data.records_of]
-  most = most or len(records)
-  row, _ = dataset_properties.dataset_properties(
-    one.load(), records[:most], data.train[:most], config.eval.tokens_per_batch
+  count = min(most or len(records), len(records))
+  stem = '-'.join((one.digest[:12], data.fingerprint))
+  file, alike = (
+    os.path.join(study, 'probes', f'{kind}-{stem}.csv')
+    for kind in ('dataset_properties', 'similarity')
+  )
+  about = {'base': one.digest, 'data': data.fingerprint, 'examples': count}
+  if _of_as_many(file, count) and (questions is None or _of_as_many(alike, count)):
+    return file
+  row, arrays = dataset_properties.dataset_properties(
+    one.load(), records[:count], data.train[:count], config.eval.tokens_per_batch
   )
   names = {'model_name': one.name, 'data_name': data.name}
-  stem = '-'.join((one.digest[:12], data.fingerprint))
-  file = os.path.join(study, 'probes', f'dataset_properties-{stem}.csv')
   os.makedirs(os.path.dirname(file), exist_ok=True)
-  dataset_properties.write(file, [names | row], {'base': one.digest, 'data': data.fingerprint})
-  log.say(f'{data.name} under {one.name}: {min(most, len(records))} examples, {file}')
+  if questions is not None and 'states' in arrays:
+    rows = [names | found for found in similarities(arrays['states'], questions)]
+    tables.write_rows(alike, rows, about | {'probe': 'similarity', 'format': 1})
+  # Last: it is what tells that all is done.
+  dataset_properties.write(file, [names | row], about)
+  log.say(f'{data.name} under {one.name}: {count} examples, {file}')
   return file
+
+
+def _of_as_many(file: str, count: int) -> bool:
+  return os.path.exists(file) and io.read_json(f'{file}.json').get('examples') == count
+
+
+def similarities(states: np.ndarray, questions: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+  """How alike a data set and each benchmark are; see `predictors.similarity`.
+
+  Args:
+    states: `[N, D]`, of the data.
+    questions: {benchmark: `[J, D]`}. The mean over benchmarks of their means is taken off first.
+  """
+  centre = np.mean([part.mean(0, dtype=np.float64) for part in questions.values()], 0)
+  return [
+    {'benchmark': name, 'texts': len(part)} | predictors.similarity(states, part, centre)
+    for name, part in questions.items()
+  ]

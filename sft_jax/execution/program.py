@@ -22,6 +22,7 @@ from sft_jax.execution.bases import Bases
 from sft_jax.execution.inputs import Model
 from sft_jax.models import export as export_lib
 from sft_jax.models import families, hf, lora, peft
+from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.parallel import rules
 from sft_jax.train import optimizer, precision
 from sft_jax.utils import chips, trees
@@ -209,4 +210,4 @@ def tokens_per_micro() -> int:
 
 def by_backend(cpu: Any, other: Any) -> Any:
   """A default that differs between the CPU and accelerators."""
-  return cpu if jax.default_backend() == 'cpu' else other
+  return cpu if mesh_lib.backend() == 'cpu' else other

@@ -155,12 +155,10 @@ def _check(run: Any) -> None:
 
 
 def _backend(config: Any) -> str:
-  import jax
-
   from sft_jax.parallel import mesh as mesh_lib
 
   mesh_lib.init_distributed(config.mesh.wait_seconds)
-  return jax.default_backend()
+  return mesh_lib.backend()
 
 
 def _ray_backend(config: Any) -> str:
@@ -217,7 +215,10 @@ def _work(
 ) -> None:
   """Works in this process, and those that form one program with it."""
   from sft_jax.execution.study_together import Together
+  from sft_jax.parallel import mesh as mesh_lib
 
+  # Of a machine that cannot work no run is the fault.
+  mesh_lib.check_accelerator(config.mesh.allow_idle)
   together = Together(study, workdir, session)
   if not peers.is_first():
     together.follow(stop)

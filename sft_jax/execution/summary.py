@@ -12,6 +12,7 @@ from sft_jax.execution.workdir import Workdir
 _WIDTH = 46
 # What a run leaves that is worth a look, as far as it is there.
 _TOLD = ('rows.jsonl', 'metrics.jsonl', 'audit.json', 'samples/')
+_EVENTS = 'events.out.tfevents.*'  # Of TensorBoard.
 
 
 def lines(workdir: Workdir, columns: Sequence[str], about: Mapping[str, str]) -> list[str]:
@@ -29,7 +30,8 @@ def lines(workdir: Workdir, columns: Sequence[str], about: Mapping[str, str]) ->
   for old, new in zip(before, after, strict=False):
     out += ['', *_side_by_side(old, new)]
   kept = [name for name in _TOLD if (workdir.path / name.rstrip('/')).exists()]
-  return [*out, '', *_advice(about, kept)]
+  events = any(workdir.path.glob(_EVENTS))
+  return [*out, '', *_advice(about, kept, events)]
 
 
 def _side_by_side(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -47,12 +49,13 @@ def _side_by_side(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
   return out + [f'{a:<{_WIDTH}} | {b}' for a, b in zip(left, right, strict=True)]
 
 
-def _advice(about: Mapping[str, str], kept: Sequence[str]) -> list[str]:
+def _advice(about: Mapping[str, str], kept: Sequence[str], events: bool) -> list[str]:
   workdir = about['workdir']
   out = [f'All of it is in {workdir}: {", ".join(kept)}.', 'Next:']
-  out.append(f'  tensorboard --logdir {workdir}')
+  if events:
+    out.append(f'  tensorboard --logdir {workdir}')
   if about['format'] == 'delta':
-    out.append(f'  --mode=release --workdir={workdir} adds what rebuilds {workdir}/export/delta')
+    out.append(f'  the same command with --mode=release adds what rebuilds {workdir}/export/delta')
   elif about['format'] == 'peft' and about['base'].startswith('wheel:'):
     out.append(
       f'  {workdir}/export/peft is an adapter for peft; its base is in a wheel, so give it'

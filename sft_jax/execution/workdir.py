@@ -35,7 +35,11 @@ class Workdir:
   def __init__(self, path: str):
     """Touches nothing yet."""
     self.path = epath.Path(path)
-    self._writes = jax.process_index() == 0
+
+  @property
+  def _writes(self) -> bool:
+    # Asked late, and without a device: processes may not have met yet.
+    return peers.is_first()
 
   def check(self, spec: spec_lib.RunSpec, run_id: str) -> None:
     """Refuses a workdir that belongs to another run.

@@ -26,7 +26,11 @@ AUTO_COHORT = 16
 # that is done early is carried along, frozen, to the end.
 _LEAST_SHARE = 0.75
 # Where the study runs and what it keeps: changes of these change no result.
-_FREE = ('study', 'mesh', 'checkpoint', 'export', 'compare', 'log', 'plan')
+_FREE = (
+  *('study', 'mesh', 'checkpoint', 'export', 'compare', 'log', 'plan'),
+  # Of modes that read a study, or none.
+  *('chat', 'choose', 'doctor', 'probe', 'recommend', 'release', 'report', 'show'),
+)
 _FREE_KEYS = (
   *('cache_dir', 'max_seconds', 'data.dir', 'eval.data_dir', 'eval.slots'),
   *(

@@ -10,6 +10,7 @@ import transformers
 
 from sft_jax.evals import loglik
 from sft_jax.execution import evaluate, graft, opened
+from sft_jax.study import delta
 from sft_jax.utils.errors import UserError
 from tests import tiny
 
@@ -149,6 +150,7 @@ def test_a_run_is_grafted_in_one_program(method, request, tiny_files, tmp_path, 
     rows = {row['graft']: row for row in csv.DictReader(f)}
   outside = ['outside'] if method == 'full' else []
   assert list(rows) == ['none', '0-0', '1-2', *outside, 'all'] and len(told['rows']) == len(rows)
+  assert [rows[name]['layers'] for name in ('none', '0-0', '1-2', 'all')] == ['0', '1', '2', '3']
   first, *_, last = tiny.read_jsonl(run / 'rows.jsonl')
   score = {name: float(row['ppl-heldout']) for name, row in rows.items()}
   assert score['none'] == pytest.approx(first['ppl-heldout'], rel=1e-5)
@@ -181,7 +183,16 @@ def test_two_whole_models(pair, tiny_files, tmp_path):
     given.model.adapter = given.eval.graft_base
     with pytest.raises(UserError, match=r'no PEFT adapter'):
       evaluate.evaluate(given, str(tmp_path / 'x'))
-    given.model.adapter, given.eval.graft_base = '', str(tmp_path)
+    # The same as a delta, which is restored by itself.
+    delta.write_delta(pair[1], pair[0], tmp_path / 'd' / 'model.sftdelta')
+    given.model.adapter, given.model.path = '', str(tmp_path / 'd')
+    again = evaluate.evaluate(given, str(tmp_path / 'again'))['rows']
+    assert [r['ppl-heldout'] for r in again] == [r['ppl-heldout'] for r in rows]
+    assert {r['model_name'] for r in again} == {'d'}
+    given.eval.graft_base = ''
+    with pytest.raises(UserError, match=r'a delta is read together with its base'):
+      evaluate.evaluate(given, str(tmp_path / 'x'))
+    given.model.path, given.eval.graft_base = str(pair[1]), str(tmp_path)
     with pytest.raises(UserError):
       evaluate.evaluate(given, str(tmp_path / 'x'))
   assert not (tmp_path / 'x').exists()

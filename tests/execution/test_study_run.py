@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from sft_jax.execution import study_run
+from sft_jax.parallel import mesh
 from sft_jax.study import status
 from sft_jax.utils.errors import UserError
 from tests import tiny
@@ -61,6 +62,16 @@ def test_from_config_to_tables(config, tmp_path, capsys):
   # One run more joins; the others stay as they are.
   more = run(config(), workdir, [*SWEEP, {'lora.rank': 2}])
   assert more['done'] == 4 and len(table(workdir)) == ROWS + 3
+
+
+def test_a_machine_that_cannot_work_is_no_fault_of_the_runs(config, tmp_path, monkeypatch):
+  def refuse(*_):
+    raise UserError('this machine has a TPU but jax runs on the CPU')
+
+  monkeypatch.setattr(mesh, 'check_accelerator', refuse)
+  with pytest.raises(UserError, match='has a TPU'):
+    run(config(), tmp_path / 'w')
+  assert not list(tmp_path.glob('w/**/failed.json')) and not (tmp_path / 'w' / 'runs').exists()
 
 
 def test_a_run_that_cannot_be_done_is_told_and_the_others_go_on(config, tmp_path):

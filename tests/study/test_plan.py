@@ -175,6 +175,9 @@ def test_a_definition_may_grow_and_nothing_else():
   # Where it runs, and what is kept, is free.
   free = read(study(grid='lr=1e-4,1e-5', mesh__fsdp=2, checkpoint__keep_weights='all'))
   assert plan.compare_definitions(old, free) == []
+  # And so is what other modes are asked.
+  asked = read(study(grid='lr=1e-4,1e-5', report__bootstrap=900, probe__each=3))
+  assert plan.compare_definitions(old, asked) == []
   (gone,) = plan.compare_definitions(old, read(study(grid='lr=1e-5')))
   assert gone == 'model+lima+lora+lr=0.0001 is gone'
   lines = plan.compare_definitions(old, read(study(grid='lr=1e-5,1e-4', data__size=200)))
