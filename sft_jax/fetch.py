@@ -25,7 +25,7 @@ from sft_jax.models import hf, source, tokenizer, wheel
 from sft_jax.models import hub as hub_models
 from sft_jax.models.config import ModelConfig
 from sft_jax.models.hf_dir import read_json
-from sft_jax.utils import hub, hub_download, log
+from sft_jax.utils import hub, hub_download, log, words
 from sft_jax.utils.errors import Interrupted, UserError
 from sft_jax.utils.transfer import as_size
 
@@ -114,7 +114,7 @@ def _read(wanted: list[Wanted], data_dir: str) -> None:
   files = LocalFiles(data_dir) if data_dir else HubFiles()
   for one in wanted:
     items, _ = one.benchmark.read(files)
-    log.say(f'{one.name}: {len(items):,} questions')
+    log.say(f'{one.name}: {words.count(len(items), "question")}')
 
 
 def needs(config: Any, runs: Sequence[Any] | None = None) -> list[Need]:
@@ -240,7 +240,7 @@ def _wheel(need: Need, cache: pathlib.Path) -> Item:
 def _listed(snapshot: hub.Snapshot) -> tuple[str, ...]:
   count = len(snapshot.files)
   head = (
-    f'commit {snapshot.commit}, {count} file{"s" * (count > 1)}, {snapshot.size:,} bytes '
+    f'commit {snapshot.commit}, {words.count(count, "file")}, {snapshot.size:,} bytes '
     f'({as_size(snapshot.size)}), {snapshot.size_held:,} of them cached'
   )
   files = sorted(snapshot.files, key=lambda f: (-f.size, f.name))

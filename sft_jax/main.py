@@ -11,14 +11,21 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from sft_jax import config_file
+from sft_jax.utils import installation
 from sft_jax.utils.errors import Interrupted, UserError
 
+try:
+  from absl import app, flags
+  from ml_collections import config_flags
+
+  from sft_jax import command_line, config_file
+  from sft_jax.utils import peers, terminal
+except ImportError as e:  # What is imported later is told as any other end.
+  print(f'error: {installation.lacking(e)}', file=sys.stderr)
+  sys.exit(2)
+
 MODES = (
-  *('run', 'plan', 'status', 'eval', 'compare', 'report', 'export', 'release', 'fetch'),
+  *('run', 'plan', 'status', 'eval', 'compare', 'probe', 'report', 'export', 'release', 'fetch'),
   *('choose', 'recommend', 'chat', 'show-data', 'doctor'),
 )
 _WITHOUT_WORKDIR = ('plan', 'compare', 'recommend', 'fetch', 'chat', 'show-data', 'doctor')
@@ -36,8 +43,9 @@ _MODE = flags.DEFINE_enum(
   'run',
   MODES,
   'run: what the config describes, a run or a study. plan: what a study is and takes. status: how '
-  'far a study is. eval: scores of a model. compare: two rows, item by item. report: '
-  'what a table of results says. choose: which data to train on, by a race within a budget. '
+  'far a study is. eval: scores of a model. compare: two rows, item by item. probe: what the '
+  'report of a study reads beside its scores. report: what a table of results says. '
+  'choose: which data to train on, by a race within a budget. '
   'recommend: what a table leads to expect of data. '
   'export: weights of a finished run. release: models of a study, or a run, ready for the hub. '
   'fetch: model and data of a config, to run without a network. chat: talk to a model, or to two. '
@@ -71,9 +79,10 @@ def main(argv: Sequence[str]) -> None:
     caches.use(_CACHE.value, os.environ)
   log.setup_logging(1 if _VERBOSE.value else 0)
   outcome = _CALLS[_MODE.value](_CONFIG.value, _WORKDIR.value)
-  if _JSON.value:
-    # The last line: whatever else is said has been said. What is not finite becomes null.
-    print(io.to_json(outcome), flush=True)
+  # The last line: whatever else is said has been said. What is not finite becomes null.
+  if _JSON.value and not terminal.write(sys.stdout, f'{io.to_json(outcome)}\n'):
+    how = 'see that somebody reads it, or that its disk has room'
+    raise UserError('what --json ends with could not be written', 'standard output', how)
   if _MODE.value == 'doctor' and outcome['failed']:
     raise UserError(
       f'{len(outcome["failed"])} of {words.count(len(outcome["checks"]), "check")} failed',
@@ -98,7 +107,7 @@ def _run(config: Any, workdir: str) -> dict[str, Any]:
 
 def _entries(config: Any) -> list[dict[str, Any]] | None:
   """The runs of a study, as overrides, or None where the config describes a single run."""
-  entries = config_file.sweep(_argument(sys.argv, 'config'))
+  entries = config_file.sweep(command_line.value(sys.argv, 'config'))
   return [{}] if entries is None and config.study.grid else entries
 
 
@@ -120,7 +129,7 @@ def _command(argv: Sequence[str]) -> list[str]:
     else:
       kept.append(argv[at])
     at += 1
-  return kept if _argument(argv, 'workdir') else [*kept, '--workdir=WORKDIR']
+  return kept if command_line.value(argv, 'workdir') else [*kept, '--workdir=WORKDIR']
 
 
 def _status(config: Any, workdir: str) -> dict[str, Any]:
@@ -139,6 +148,12 @@ def _compare(config: Any, workdir: str) -> dict[str, Any]:
   from sft_jax import comparison
 
   return comparison.compare_rows(config, workdir)
+
+
+def _probe(config: Any, workdir: str) -> dict[str, Any]:
+  from sft_jax.execution import probe_mode
+
+  return probe_mode.probe(config, workdir)
 
 
 def _report(config: Any, workdir: str) -> dict[str, Any]:
@@ -213,6 +228,7 @@ _CALLS = {
   'status': _status,
   'eval': _eval,
   'compare': _compare,
+  'probe': _probe,
   'report': _report,
   'export': _export,
   'release': _release,
@@ -231,10 +247,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  if len(configs := command_line.values(argv, 'config')) > 1:
+    how = 'give one; --config.KEY=VALUE changes what it says'
+    raise UserError(f'{len(configs)} configs', ' '.join(f'--config={c}' for c in configs), how)
   # The config has to come before the flags that change it; ml_collections looks in sys.argv too.
-  sys.argv[:] = _config_first(sys.argv)
-  argv = _with_config(argv)
-  if config := _argument(argv, 'config'):
+  sys.argv[:] = command_line.config_first(sys.argv)
+  argv = command_line.with_config(argv, _WITH_USUAL_CONFIG)
+  if config := command_line.value(argv, 'config'):
     config_file.check_values(config_file.load_config(config), config)
   try:
     rest = flags.FLAGS(list(argv))
@@ -254,41 +273,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     raise UserError(what, 'command line', 'see the comments in configs/base.py') from e
 
 
-def _argument(argv: Sequence[str], name: str) -> str:
-  """What a flag is given; '' if it is not there."""
-  for i, arg in enumerate(argv):
-    if re.fullmatch(f'--?{name}', arg) and i + 1 < len(argv):
-      return argv[i + 1]
-    if match := re.match(f'--?{name}=(.*)', arg):
-      return match.group(1)
-  return ''
-
-
-def _config_first(argv: Sequence[str]) -> list[str]:
-  """The command line with its first --config before all other flags."""
-  for i, arg in enumerate(argv):
-    if found := re.fullmatch(r'--?config(=.*)?', arg, re.DOTALL):
-      end = i + 1 if found[1] else i + 2
-      return [*argv[:1], *argv[i:end], *argv[1:i], *argv[end:]]
-  return [*argv]
-
-
-def _with_config(argv: Sequence[str]) -> list[str]:
-  """The command line with the config first, and where it lies; the base where none is needed."""
-  argv = _config_first(argv)
-  given = _argument(argv, 'config')
-  if not given:
-    usual = _argument(argv, 'mode') in _WITH_USUAL_CONFIG
-    return [*argv[:1], f'--config={config_file.locate("base")}', *argv[1:]] if usual else [*argv]
-  found = config_file.locate(given)
-  places = {given: found, f'-config={given}': f'-config={found}'}
-  return [places.get(arg.replace('--', '-', 1) if '=' in arg else arg, arg) for arg in argv]
-
-
 def _ending_well(call: Callable[[], Any]) -> Any:
   """What the call returns, or the end of this process, of which the others of its program hear."""
-  from sft_jax.utils import peers
-
   status = 2
   try:
     done = call()
@@ -297,6 +283,10 @@ def _ending_well(call: Callable[[], Any]) -> Any:
   except UserError as e:
     peers.await_verdict(e)
     line = f'error: {e}'
+  except ImportError as e:
+    why = installation.lacking(e)
+    peers.await_verdict(e)
+    line = f'error: {why}'
   except Interrupted as e:
     status, line = 3, f'stopped by {e}'
   except KeyboardInterrupt:
@@ -309,13 +299,18 @@ def _ending_well(call: Callable[[], Any]) -> Any:
     traceback.print_exc()
     status, line = 1, f'{type(e).__name__}: {e}'
     peers.leave(status, line)
-  print(line, file=sys.stderr, flush=True)
+  terminal.write(sys.stderr, f'{line}\n')
   peers.leave(status, line)
   sys.exit(status)
 
 
 def cli() -> None:
   """Entry point of the process."""
+  # --help tells what it knows of the script that was started, which for `sft-jax` is none of ours.
+  script = sys.modules['__main__']
+  script.__doc__ = script.__doc__ or __doc__
+  for name in _FLAGS:
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   app.run(lambda argv: _ending_well(lambda: main(argv)), flags_parser=parse_flags)
 
 

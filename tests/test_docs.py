@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import sft_jax
-from sft_jax import config_file, main
+from sft_jax import command_line, config_file, main
 from sft_jax import spec as spec_lib
 from sft_jax.evals import core
 from sft_jax.parallel import topology
@@ -220,7 +220,7 @@ def hooks():
 
 def parsed(words):
   """The flags of a command line, as `main` defines and checks them."""
-  words = main._with_config(['docs', *words])[1:]
+  words = command_line.with_config(['docs', *words], main._WITH_USUAL_CONFIG)[1:]
   values = flags.FlagValues()
   given = {'lock_config': True, 'sys_argv': ['docs', *words]}
   config_flags.DEFINE_config_file('config', None, '', values, **given)
@@ -263,7 +263,7 @@ def test_commands_are_what_the_code_takes(page, line, monkeypatch):
   assert values.workdir or values.mode in main._WITHOUT_WORKDIR
   config_file.check_values(config, line)
   spec_lib.check_settings(config)
-  entries = config_file.sweep(main._argument(words, 'config') or 'base')
+  entries = config_file.sweep(command_line.value(words, 'config') or 'base')
   if entries is not None or config.study.grid:
     for entry in grid.entries(config, entries if entries is not None else [{}]):
       assert entry

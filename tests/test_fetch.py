@@ -585,7 +585,7 @@ def test_all_that_a_race_needs(server, tiny_files, tmp_path, said):
   fetch.fetch(config.lock())
   assert said().count('org/tiny: commit') == said().count('hf:org/sums/a.jsonl: commit') == 1
   assert (snapshot_of().directory / 'model.safetensors').is_file() and server.gets('a.jsonl') == 1
-  assert 'mine:0shot:gen: 1 questions' in said()
+  assert 'mine:0shot:gen: 1 question' in said()
   # What no race would take is refused first.
   server.forget()
   config = tiny.config('org/tiny', '', **changes | {'choose__data': 'lima'})

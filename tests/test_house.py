@@ -33,6 +33,7 @@ EDGES = {
   # Programs compiled for chips that are not here: the real steps, on shapes.
   'ahead': 'utils spec parallel data.pack models train evals',
   'config_file': 'utils',
+  'command_line': 'config_file',
   'comparison': 'utils results evals',
   # Cohorts, from the bottom up.
   'execution.workdir': 'utils spec results',
@@ -60,10 +61,13 @@ EDGES = {
   'execution.runner': 'utils spec results train .workdir .summary .session .job .driver',
   'execution.opened': 'utils spec parallel models train evals .workdir .inputs .program',
   'execution.graft': 'utils evals',
-  'execution.probed': 'utils evals .inputs .opened',
+  'execution.probed': 'utils analysis.predictors evals .inputs .opened',
+  'execution.probe_mode': (
+    'utils spec evals train.loop train.checkpoint .opened .probed study.directory'
+  ),
   'execution.evaluate': (
     'utils spec results parallel models train evals .workdir .inputs .scoring .runner .opened '
-    '.session .graft'
+    '.session .graft .delta_export'
   ),
   'execution.study_sizes': 'utils parallel.mesh data models .session study',
   # Processes of one program: the first leads through a study.
@@ -230,7 +234,7 @@ def test_heavy_imports_are_late(module):
     if isinstance(node, (ast.Import, ast.ImportFrom))
     for _, name in imported(ast.Module([node], []))
     if name.split('.')[0] in LAZY or (module == 'main' and name.startswith('sft_jax.'))
-    if not name.startswith(('sft_jax.utils.', 'sft_jax.config_file'))
+    if not name.startswith(('sft_jax.utils.', 'sft_jax.config_file', 'sft_jax.command_line'))
   ]
   assert heavy == []
 

@@ -20,6 +20,7 @@ from sft_jax import config_file, main, results
 from sft_jax import spec as spec_lib
 from sft_jax.evals import core
 from sft_jax.execution import runner, summary
+from sft_jax.execution.workdir import Workdir
 from sft_jax.models import decoder
 from sft_jax.train import loop
 from sft_jax.train.checkpoint import Checkpoints
@@ -207,6 +208,11 @@ def test_starting_again_does_nothing_and_says_so(finished, tiny_files, tmp_path,
   assert all((copy / name.strip(' .')).exists() for name in told.partition(': ')[2].split(','))
   assert ('samples/' in told) == (method == 'lora') and 'rows.jsonl' in told
   assert 'train on your own file' not in said()
+  assert f'tensorboard --logdir {copy}' in said()
+  for events in copy.glob('events.*'):
+    events.unlink()
+  about = {'workdir': str(copy), 'format': 'none', 'method': method, 'base': '', 'data': 'a.jsonl'}
+  assert 'tensorboard' not in '\n'.join(summary.lines(Workdir(str(copy)), [], about))
 
 
 def test_export_needs_a_format_and_kept_weights(full_run, tiny_files, tmp_path):
@@ -537,6 +543,7 @@ def test_flags_may_stand_in_any_order_and_a_plan_names_the_command():
 @pytest.mark.parametrize(
   ('flags', 'what', 'how'),
   [
+    (['--config', 'sft.py'], '2 configs (--config=configs/base.py --config=sft.py)', 'give one'),
     (['--config.train.learnin_rate=1'], 'train.learnin_rate', '--config.train.learning_rate'),
     (['--config.trian.epochs=1'], 'trian', '--config.train.epochs'),
     (['--config.train.epochs=many'], 'many', ''),

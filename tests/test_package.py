@@ -77,6 +77,8 @@ def test_it_works_from_an_empty_directory(wheel, tmp_path):
   done = call('--mode=plan', '--config=configs/studies/demo.py', '--json')
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout.splitlines()[-1])['cost']['runs'] == 6
+  done = call('--help')
+  assert 'dispatches' in done.stdout and '--workdir' in done.stdout and '--[no]json' in done.stdout
   done = call('--config=quickstat', '--workdir=w')
   assert done.returncode == 2 and 'configs/quickstart.py' in done.stderr
   code = (

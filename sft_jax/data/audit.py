@@ -13,6 +13,7 @@ import numpy as np
 from sft_jax.data.formats import Record
 from sft_jax.data.overlap import NgramIndex, near_duplicates, ngram_overlap
 from sft_jax.data.tokenize import Dropped, Example, bos_prefix, stop_ids, without
+from sft_jax.utils import words
 from sft_jax.utils.errors import UserError
 
 __all__ = ['Audit', 'audit', 'ngram_overlap']
@@ -100,13 +101,14 @@ class Audit:
     more = f' ({self.heldout_dropped:,} dropped)' if self.heldout_dropped else ''
     if self.heldout:
       lines.append(
-        f'held out     {self.heldout:,} records{more}, {self.heldout_overlap:,} share 13 words '
-        'with training records'
+        f'held out     {words.count(self.heldout, "record")}{more}, {self.heldout_overlap:,} '
+        'sharing 13 words with training records'
       )
     else:
       lines.append(f'held out     no records{more}: there is no held-out perplexity')
     for path, (hits, total) in self.benchmarks.items():
-      lines.append(f'overlap      {hits:,} of {total:,} items of {path} share 13 words')
+      items = words.count(total, 'item')
+      lines.append(f'overlap      {hits:,} of {items} of {path} sharing 13 words')
     if self.lengths:
       shown = ', '.join(f'{name} {value:,.0f}' for name, value in self.lengths.items())
       lines.append(f'length       {shown} tokens')

@@ -185,8 +185,17 @@ def _check_endpoint(endpoint: str, targets: Sequence[str]) -> None:
     served.target(f'endpoint:{endpoint}', os.environ)
     served.require_writing(*core.task_names(','.join(targets)))
   except UserError as e:
-    how = e.how.replace('endpoint:MODEL@URL', 'MODEL@URL')
-    raise UserError(e.what, 'config.choose.endpoint', how) from e
+    where, how = {
+      'config.model.path': (
+        'config.choose.endpoint',
+        'write MODEL@URL, such as org/model@https://HOST/v1; the key is SFT_JAX_ENDPOINT_KEY',
+      ),
+      'config.eval.tasks': (
+        'config.choose.target, config.choose.endpoint',
+        'name targets that generate (NAME:gen), or leave the endpoint out',
+      ),
+    }.get(e.where, (e.where, e.how))
+    raise UserError(e.what, where, how) from e
 
 
 def _guard(text: str) -> tuple[str, float]:

@@ -27,7 +27,7 @@ from sft_jax.study.race import Trial
 from sft_jax.study.race_budget import Clock
 from sft_jax.study.race_data import Observation, Scores
 from sft_jax.study.race_evidence import Arm, Rung
-from sft_jax.utils import io, log
+from sft_jax.utils import io, log, words
 from sft_jax.utils.errors import Interrupted, UserError
 
 # Points (standard deviation) that a gain on a share of the data moves against the others' until all
@@ -102,7 +102,7 @@ class Runs:
     most = self._sizes[-1] or max(one.examples for one in self.candidates.values())
     out = []
     for number, size in enumerate(self._sizes, 1):
-      name = f'{size} examples' if size else 'all examples'
+      name = words.count(size, 'example') if size else 'all examples'
       if number == len(self._sizes):
         out.append(Rung(name, many))
       else:
@@ -204,7 +204,8 @@ class Runs:
     }
     if share:
       arms = ', '.join(dict.fromkeys(trial.arm.candidate for trial in trials))
-      log.say(f'{self.rungs[rung].name}: {len(share)} of {len(trials)} runs to do, of {arms}')
+      runs = words.count(len(trials), 'run')
+      log.say(f'{self.rungs[rung].name}: {len(share)} of {runs} to do, of {arms}')
       self._train(every, place, share)
     out = {}
     for number, (trial, key) in enumerate(zip(trials, keys, strict=True)):

@@ -18,7 +18,7 @@ from sft_jax.analysis.recommend import Expected
 from sft_jax.decide import choose_data
 from sft_jax.evals.probes import dataset_properties
 from sft_jax.execution import inputs, opened
-from sft_jax.utils import io, log
+from sft_jax.utils import io, log, words
 from sft_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def lines(value: Mapping[str, Any]) -> list[str]:
   width = max(len(row['data']) for row in value['candidates'])
   for row in value['candidates']:
     told = f'{row["mean"]:+7.1f}  {row["low"]:+7.1f} to {row["high"]:+.1f}'
-    how = f'{row["models"]} models' if row['from'] == 'table' else f'from {row["from"]}'
+    how = words.count(row['models'], 'model') if row['from'] == 'table' else f'from {row["from"]}'
     if row['from'] == 'unknown':
       told, how = '      ?', f'unknown: anything from {row["low"]:+.1f} to {row["high"]:+.1f}'
     facts = [f'{k} {row["properties"][k]:.3g}' for k in _SHOWN if k in row['properties']]

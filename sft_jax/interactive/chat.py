@@ -110,6 +110,8 @@ def chat(config: Any, workdir: str = '') -> dict[str, Any]:
 
 def _lines() -> Iterator[str]:
   """Lines that are not empty, until the end of input, Ctrl-C at the prompt, or /quit."""
+  if sys.stdin is None:  # Started without one: nobody asks.
+    return
   asks = sys.stdin.isatty()
   while True:
     try:

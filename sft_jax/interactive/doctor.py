@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_jax import spec as spec_lib
-from sft_jax.utils import caches, io, log
+from sft_jax.utils import caches, installation, io, log
 from sft_jax.utils.errors import UserError
 
-_PYTHON = (3, 11), (3, 13)  # Oldest and newest that the tests run on.
 _LITTLE = 5 << 30  # Bytes of disk or memory below which a real model hardly fits.
 _MARKS = {'ok': '✓', 'note': '·', 'failed': '✗'}
 
@@ -111,7 +110,7 @@ _INSTALL = 'install the requirements again: pip install -r requirements.txt'
 
 
 def _python() -> list[Check]:
-  version, (oldest, newest) = sys.version_info[:2], _PYTHON
+  version, oldest, newest = sys.version_info[:2], installation.OLDEST, installation.NEWEST
   found = f'{platform.python_version()} on {platform.system()} {platform.machine()}'
   if version < oldest:
     return [Check('python', 'failed', found, f'use Python {oldest[0]}.{oldest[1]} or newer')]

@@ -20,7 +20,7 @@ from sft_jax.data import loader as loader_lib
 from sft_jax.data.sampler import Sampler
 from sft_jax.data.tokenize import Example
 from sft_jax.execution import inputs, program
-from sft_jax.utils import log
+from sft_jax.utils import log, terminal, words
 from sft_jax.utils.errors import UserError
 
 # Where there is no colour, what is learnt stands between these.
@@ -59,10 +59,8 @@ class Shown:
   def head(self) -> str:
     """What it is, in a line."""
     cut = ', cut off' if self.truncated else ''
-    return (
-      f'record {self.number} ({self.source}): {len(self.ids)} tokens, {sum(self.learnt)} of them '
-      f'learnt{cut}'
-    )
+    tokens = words.count(len(self.ids), 'token')
+    return f'record {self.number} ({self.source}): {tokens}, {sum(self.learnt)} of them learnt{cut}'
 
   def text(self, colour: bool) -> str:
     """The record, what is not learnt dimmed; without colour, what is learnt in brackets."""
@@ -92,7 +90,8 @@ class View:
   about: tuple[str, ...]
 
   def __repr__(self) -> str:
-    return f'<sft_jax view of {len(self.records)} records, {len(self.rows)} steps>'
+    records, steps = words.count(len(self.records), 'record'), words.count(len(self.rows), 'step')
+    return f'<sft_jax view of {records}, {steps}>'
 
   def lines(self, colour: bool) -> list[str]:
     """For a terminal."""
@@ -101,9 +100,12 @@ class View:
     for shown in self.records:
       lines += ['', shown.head, shown.text(colour)]
     for step, rows in enumerate(self.rows, 1):
-      lines += ['', f'step {step}: {len(rows)} rows of {self.row_length} tokens']
+      lines += ['', self._step(step, rows)]
       lines += [self._drawn(row) for row in rows]
     return lines
+
+  def _step(self, step: int, rows: Sequence[Any]) -> str:
+    return f'step {step}: {words.count(len(rows), "row")} of {self.row_length} tokens'
 
   def _drawn(self, row: Sequence[tuple[int, int]]) -> str:
     """A row as a bar whose parts are examples, with their numbers where there is room."""
@@ -129,16 +131,18 @@ class View:
   def _repr_html_(self) -> str:
     """For a notebook: each token in a box, what is learnt in green."""
     style = 'border:1px solid #8884;border-radius:3px;white-space:pre-wrap;font-family:monospace;'
-    parts = ['<br>'.join(html.escape(line) for line in self.about)]
+    lines = '\n'.join(html.escape(line) for line in self.about)
+    parts = [f'<pre style="overflow-x:auto;margin:0">{lines}</pre>']
     for shown in self.records:
-      parts.append(f'<p><b>{html.escape(shown.head)}</b><br>')
+      head = f'<b style="overflow-wrap:anywhere">{html.escape(shown.head)}</b>'
+      parts.append(f'<p>{head}<br>')
       for piece, learnt in zip(shown.pieces, shown.learnt, strict=True):
         look = 'background:#2e7d3255' if learnt else 'opacity:.55'
         text = html.escape(piece).replace('\n', '⏎<br>')
         parts.append(f'<span style="{style}{look}">{text}</span>')
       parts.append('</p>')
     for step, rows in enumerate(self.rows, 1):
-      parts.append(f'<p><b>step {step}: {len(rows)} rows of {self.row_length} tokens</b></p>')
+      parts.append(f'<p><b>{self._step(step, rows)}</b></p>')
       parts += [self._row_html(row) for row in rows]
     return ''.join(parts)
 
@@ -146,10 +150,13 @@ class View:
     boxes = []
     for example, tokens in row:
       look = f'background:hsl({example * 47 % 360},55%,60%)' if example >= 0 else 'background:#8882'
-      title = f'example {example}, {tokens} tokens' if example >= 0 else f'{tokens} empty'
+      held = words.count(tokens, 'token')
+      title = f'example {example}, {held}' if example >= 0 else f'{held} empty'
+      name = example if example >= 0 else ''
       boxes.append(
         f'<div title="{title}" style="width:{100 * tokens / self.row_length:.2f}%;{look};'
-        f'overflow:hidden;font-size:9px;border-right:1px solid #fff">{max(example, 0) or ""}</div>'
+        'overflow:hidden;box-sizing:border-box;font-size:10px;line-height:1.4;color:#111;'
+        f'border-right:1px solid #fff">{name}</div>'
       )
     return f'<div style="display:flex;height:14px;margin:1px 0">{"".join(boxes)}</div>'
 
@@ -161,8 +168,8 @@ def show(config: Any) -> dict[str, Any]:
     UserError: as a run would refuse the data.
   """
   found = view(config)
-  terminal = sys.stdout.isatty() and os.environ.get('TERM') != 'dumb'
-  for line in found.lines(colour=terminal and 'NO_COLOR' not in os.environ):
+  colour = terminal.is_terminal(sys.stdout) and 'NO_COLOR' not in os.environ
+  for line in found.lines(colour):
     log.say(line)
   return found.as_json()
 
@@ -181,15 +188,15 @@ def view(config: Any) -> View:
   wanted = config.show
   examples = data.train if wanted.part == 'train' else data.heldout
   if not wanted.first < len(examples):
-    raise UserError(
-      f'there are {len(examples)} {wanted.part} records, from 0', 'config.show.first', 'lower it'
-    )
+    there = words.count(len(examples), f'{wanted.part} record')
+    what = f'no record {wanted.first} of {there}, counted from 0'
+    raise UserError(what, 'config.show.first', 'lower it')
   last = wanted.first + wanted.records if wanted.records else len(examples)
   numbered = list(enumerate(examples))[wanted.first : last]
   rows, length = _rows(config, spec, data.train, wanted.steps)
   about = (
-    f'{data.name} for {model.name}, template {spec.template}: {len(data.train)} records to train '
-    f'on, {len(data.heldout)} held out',
+    f'{data.name} for {model.name}, template {spec.template}: '
+    f'{words.count(len(data.train), "record")} to train on, {len(data.heldout):,} held out',
     *data.audit.lines(),
   )
   return View(

@@ -192,6 +192,24 @@ def _tpu_nodes(dev: str) -> list[str]:
   return nodes
 
 
+def backend() -> str:
+  """jax's backend: cpu, gpu or tpu.
+
+  Raises:
+    UserError: JAX_PLATFORMS asks for what jax cannot use.
+  """
+  try:
+    return str(jax.default_backend())
+  except (RuntimeError, AssertionError) as e:
+    # What it knows and passes over, such as CUDA without a card, it does not tell.
+    why = str(e).split(' (set JAX_PLATFORMS')[0] or 'there is no such device here'
+    raise UserError(
+      f'jax cannot use what was asked for: {why:.300}',
+      where=f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}',
+      how="pip install '.[cuda]' or '.[tpu]' in the checkout, or unset it to take what there is",
+    ) from e
+
+
 def check_accelerator(allow_idle: bool = False, dev: str = '/dev') -> None:
   """Refuses to train on the CPU of a machine whose GPU or TPU jax does not use.
 
@@ -203,14 +221,7 @@ def check_accelerator(allow_idle: bool = False, dev: str = '/dev') -> None:
     UserError: an accelerator's device file exists and jax runs on the CPU; or JAX_PLATFORMS asks
       for what jax cannot use.
   """
-  try:
-    backend = jax.default_backend()
-  except RuntimeError as e:
-    raise UserError(
-      f'jax cannot use what was asked for: {str(e).split(" (set JAX_PLATFORMS")[0]:.300}',
-      where=f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}',
-      how="pip install '.[cuda]' or '.[tpu]' in the checkout, or unset it to take what there is",
-    ) from e
+  on_cpu = backend() == 'cpu'
   if allow_idle or os.environ.get('JAX_PLATFORMS', '').lower() == 'cpu':
     return
   found = {
@@ -218,7 +229,7 @@ def check_accelerator(allow_idle: bool = False, dev: str = '/dev') -> None:
     'tpu': _tpu_nodes(dev),
   }
   for extra, nodes in found.items():
-    if nodes and backend == 'cpu':
+    if nodes and on_cpu:
       name = {'cuda': 'an NVIDIA GPU', 'tpu': 'a TPU'}[extra]
       raise UserError(
         f'this machine has {name} but jax runs on the CPU',

@@ -14,13 +14,14 @@ from sft_jax.study import race as race_lib
 from sft_jax.study import race_stats as stats
 from sft_jax.study.race import Race
 from sft_jax.study.race_evidence import Arm
+from sft_jax.utils import words
 
 WINNER, TIE, NONE = 'winner', 'tie', 'none beats the base'
 
 # Why a candidate is not among those named; {by} is who was shown to be better.
 _WORDS = {
   race_lib.WORSE: 'shown to be worse than {by}',
-  race_lib.CUT: 'dropped to keep the budget, not shown to be worse',
+  race_lib.CUT: 'dropped for what it would cost, not shown to be worse',
   race_lib.GUARD: 'lets a guarded benchmark fall',
   race_lib.LEAK: 'holds too much of a benchmark',
   race_lib.FAILED: 'every run of it failed',
@@ -61,7 +62,7 @@ class Decision:
     kind: WINNER, TIE or NONE.
     pick: The candidate to train, of a tie the one with the best expectation; None of NONE.
     members: Those among which the best is; empty of NONE.
-    open: Those of the members that were dropped to keep the budget before that was settled.
+    open: Those of the members that were dropped, for what they would cost, before that was settled.
     standings: Of every candidate, the best first.
     spent: In the unit of the budget.
     full: What running everything at full size would have cost.
@@ -195,8 +196,8 @@ def _facts(race: Race) -> tuple[str, ...]:
     items, clean = race.field.items(task)
     if clean < items:
       out.append(
-        f'{items - clean} of {items} items of {task} stand in the training data of a candidate '
-        'and count for none'
+        f'{items - clean} of {words.count(items, "item")} of {task} found in the training data of '
+        'a candidate: counted for none'
       )
     if race.rules.ability_only and (share := race.field.form_limited(task)) > 0.25:
       out.append(
@@ -208,7 +209,8 @@ def _facts(race: Race) -> tuple[str, ...]:
     for task, leak in tasks.items():
       barred = ', and it is out of the race for that' if leak.barred else ''
       if leak.found:
-        out.append(f'{candidate} holds {leak.found} items of {task} ({leak.share:.1%}){barred}')
+        held = words.count(leak.found, 'item')
+        out.append(f'{candidate} holds {held} of {task} ({leak.share:.1%}){barred}')
   return tuple(out)
 
 

@@ -12,16 +12,24 @@ from sft_jax.study import race_budget
 from sft_jax.utils import io
 
 _STYLE = (
-  'body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}'
-  'table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;text-align:left;'
-  'border-bottom:1px solid #ddd;vertical-align:top}td:nth-child(2){white-space:nowrap}pre{'
-  'white-space:pre-wrap;background:#f6f6f6;'
+  'body{font:16px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222;'
+  'background:#fff}table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;'
+  'text-align:left;border-bottom:1px solid #ddd;vertical-align:top}td:nth-child(2){'
+  'white-space:nowrap}td:first-child,.answer{overflow-wrap:anywhere}td:first-child{min-width:8em}'
+  'pre{white-space:pre-wrap;background:#f6f6f6;'
   'padding:.6em;overflow-wrap:anywhere}.pair{display:flex;gap:1em}.pair>div{flex:1;min-width:0}'
   'h1{font-size:1.6em}.answer{font-size:1.3em}svg text{font:12px system-ui,sans-serif}'
+  # On a narrow screen what is wide is scrolled, not shrunk.
+  '.wide{overflow-x:auto}svg{min-width:560px;max-width:900px}'
+  '@media(max-width:40em){.pair{display:block}td{min-width:4em}}'
 )
 _COLOURS = ('#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22')
-_HEAD = ('candidate', 'gain, points (95 %)', 'at', 'runs', 'of it form', 'guards', 'licence', '')
-_WIDTH, _HEIGHT, _LEGEND = 640, 280, 22
+_HEAD = (
+  *('candidate', 'gain, points (95 %)', 'at', 'runs', 'of it form', 'guards', 'licence'),
+  'what became of it',
+)
+_WIDTH, _HEIGHT, _LEGEND = 640, 280, 18
+_VIEWPORT = '<meta name="viewport" content="width=device-width,initial-scale=1">'
 
 
 def write(directory: str, decision: Mapping[str, Any]) -> str:
@@ -64,7 +72,7 @@ def answer(value: Mapping[str, Any]) -> str:
     return f'Train on {pick["candidate"]}: it wins. {gain}.'
   names = ', '.join(one['candidate'] for one in value['members'])
   open_ = [one['candidate'] for one in value['open']]
-  left = f' Dropped for the budget before that was settled: {", ".join(open_)}.' if open_ else ''
+  left = f' Dropped, for the cost, before that was settled: {", ".join(open_)}.' if open_ else ''
   return f'A tie: the best is among {names}. Of them {gain}, the most expected.{left}'
 
 
@@ -153,15 +161,16 @@ def html_page(value: Mapping[str, Any]) -> str:
   cells = lambda row, tag: ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)
   rows = ''.join(f'<tr>{cells(_cells(value, one), "td")}</tr>\n' for one in value['candidates'])
   out = [
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{_VIEWPORT}',
     # Nothing is loaded and no script runs, whatever a model wrote.
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
     f'<title>Which data to train on</title><style>{_STYLE}</style></head><body>',
     f'<h1>Which data to train on</h1>\n<p class="answer">{escape(answer(value))}</p>',
     ''.join(f'<p>{escape(text)}</p>\n' for text in _sentences(value)),
-    f'<table><tr>{cells(_HEAD, "th")}</tr>\n{rows}</table>',
-    f'<h2>The race</h2>\n{_curves(value)}',
+    f'<div class="wide"><table><tr>{cells(_HEAD, "th")}</tr>\n{rows}</table></div>',
+    '<h2>The race</h2>\n<p>Points over the base by number of examples, with 95 % intervals.</p>\n'
+    f'<div class="wide">{_curves(value)}</div>',
     _list(value['steps']),
     f'<h2>To know</h2>\n{_list(value["facts"])}' if value['facts'] else '',
   ]
@@ -187,33 +196,48 @@ def _curves(value: Mapping[str, Any]) -> str:
   points = [at for one in value['candidates'] for at in one['curve']]
   if not points:
     return ''
-  low = min(0.0, *(at['low'] for at in points))
-  high = max(0.0, *(at['high'] for at in points))
-  scale = (_HEIGHT - 40) / max(high - low, 1e-9)
-  across = lambda rung, i: 60 + (rungs.index(rung) + 0.5) * (_WIDTH - 220) / len(rungs) + 4 * i
+  # At least a point is seen, or nothing at all would look large.
+  low = min(-0.5, *(at['low'] for at in points))
+  high = max(0.5, *(at['high'] for at in points))
+  count, part = len(value['candidates']), (_WIDTH - 220) / len(rungs)
+  # Beside each other, within the part of their rung.
+  apart = min(6.0, 0.7 * part / count)
+  height = max(_HEIGHT, 24 + 16 * count)
+  scale = (height - 40) / max(high - low, 1e-9)
+  middle = lambda rung: 60 + (rungs.index(rung) + 0.5) * part
+  across = lambda rung, i: middle(rung) + apart * (i - (count - 1) / 2)
   down = lambda gain: 10 + (high - gain) * scale
   parts = [
-    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="gains by rung">',
+    f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="gains by size of the data">',
     f'<line x1="50" x2="{_WIDTH - 160}" y1="{down(0):.1f}" y2="{down(0):.1f}" stroke="#999"/>',
     f'<text x="4" y="{down(0) + 4:.1f}">base</text>',
-    f'<text x="4" y="{down(high) + 10:.1f}">{high:+.0f}</text>',
-    f'<text x="4" y="{down(low):.1f}">{low:+.0f}</text>' if low < -0.5 else '',
+    # Where there is room beside the base.
     *(
-      f'<text x="{across(r, 0) - 20:.1f}" y="{_HEIGHT - 6}">{html.escape(r)}</text>' for r in rungs
+      f'<text x="4" y="{down(end) + 4:.1f}">{end:+.1f}</text>'
+      for end in (high, low)
+      if abs(down(end) - down(0)) > 14
+    ),
+    *(
+      f'<text x="{middle(r):.1f}" y="{height - 6}" text-anchor="middle">'
+      f'{html.escape(r.removesuffix(" examples"))}</text>'
+      for r in rungs
     ),
   ]
   for i, one in enumerate(value['candidates']):
-    colour = _COLOURS[i % len(_COLOURS)]
+    again, colour = i // len(_COLOURS), _COLOURS[i % len(_COLOURS)]
+    dash = f' stroke-dasharray="{9 / again:.0f} 3"' if again else ''
+    look = f'fill="none" stroke="{colour}"{dash}'
     path = [(across(at['rung'], i), at) for at in one['curve']]
     if not path:
       continue
     line = ' '.join(f'{x:.1f},{down(at["mean"]):.1f}' for x, at in path)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    parts.append(f'<polyline points="{line}" {look} stroke-width="2"/>')
     for x, at in path:
       ends = f'y1="{down(at["low"]):.1f}" y2="{down(at["high"]):.1f}"'
       parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour}"/>')
       parts.append(f'<circle cx="{x:.1f}" cy="{down(at["mean"]):.1f}" r="3" fill="{colour}"/>')
     name = one['candidate']
     name = html.escape(name if len(name) <= _LEGEND else f'{name[: _LEGEND - 1]}…')
-    parts.append(f'<text x="{_WIDTH - 150}" y="{20 + 16 * i}" fill="{colour}">{name}</text>')
+    swatch = f'<path d="M{_WIDTH - 155} {16 + 16 * i}h16" {look} stroke-width="4"/>'
+    parts.append(f'{swatch}<text x="{_WIDTH - 135}" y="{20 + 16 * i}">{name}</text>')
   return '\n'.join([*parts, '</svg>'])

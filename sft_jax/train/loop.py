@@ -35,7 +35,8 @@ _MEMORY_HELP = (
 
 
 class StopSignal:
-  """Context in which SIGTERM, SIGINT or a time limit asks for a stop instead of killing.
+  """Context in which SIGTERM, SIGINT, the end of its terminal (SIGHUP, unless it is ignored, as by
+  nohup) or a time limit asks for a stop instead of killing.
 
   A second SIGINT kills. Outside the main thread only the time limit works. The limit waits for the
   first `progress`, or a run whose start takes longer than it would be started again for ever.
@@ -51,8 +52,9 @@ class StopSignal:
 
   def __enter__(self) -> 'StopSignal':
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._handle)
+      for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) not in (signal.SIG_IGN, None):
+          self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(

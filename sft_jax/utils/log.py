@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from etils import epath
 
-from sft_jax.utils import io
+from sft_jax.utils import io, terminal
 
 _LOGGER = 'sft_jax'
 # Loggers of libraries that talk at WARNING about what a user cannot mend.
@@ -36,15 +36,13 @@ class _Lines(logging.Handler):
 
   def emit(self, record: logging.LogRecord) -> None:
     if self.bar:
-      sys.stderr.write('\r\x1b[K')
-      sys.stderr.flush()
+      terminal.write(sys.stderr, '\r\x1b[K')
     # Looked up now, not kept: whoever redirects standard output gets the line.
     stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
     prefix = f'{record.levelname.lower()}: ' if record.levelno >= logging.WARNING else ''
-    print(prefix + record.getMessage(), file=stream, flush=True)
+    terminal.write(stream, f'{prefix}{record.getMessage()}\n')
     if self.bar:
-      sys.stderr.write(self.bar)
-      sys.stderr.flush()
+      terminal.write(sys.stderr, self.bar)
 
 
 def setup_logging(verbosity: int = 0, once: bool = False) -> None:
@@ -205,7 +203,7 @@ class Bar:
   def __init__(self, stream: TextIO | None, quiet: bool, every_s: float):
     self._stream = stream or sys.stderr
     self._quiet, self._every = quiet, every_s
-    self._tty = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    self._tty = terminal.is_terminal(self._stream)
     self._colour = self._tty and 'NO_COLOR' not in os.environ
     self._drawn = float('-inf')
 
@@ -218,14 +216,13 @@ class Bar:
     if self._tty:
       self._draw(bar())
     else:
-      print(plain(), file=self._stream, flush=True)
+      terminal.write(self._stream, f'{plain()}\n')
 
   def close(self) -> None:
     """Ends the bar's line."""
     if self._tty and not self._quiet and self._drawn > float('-inf'):
       self._draw(None)
-      self._stream.write('\n')
-      self._stream.flush()
+      terminal.write(self._stream, '\n')
 
   def bar(self, label: str, count: str, share: float, numbers: Sequence[str]) -> str:
     """The bar line; on a narrow terminal without the bar."""
@@ -241,8 +238,7 @@ class Bar:
 
   def _draw(self, line: str | None) -> None:
     if line is not None:
-      self._stream.write(f'\r\x1b[K{line}')
-      self._stream.flush()
+      terminal.write(self._stream, f'\r\x1b[K{line}')
     for handler in logging.getLogger(_LOGGER).handlers:
       if isinstance(handler, _Lines):
         handler.bar = line or ''

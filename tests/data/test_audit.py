@@ -56,8 +56,8 @@ def test_counts(tmp_path, with_bos):
   assert 'records      5 read, 4 kept (1 truncated), 1 dropped\n' in text
   assert '  dropped    1: empty response (f:5)\n' in text
   assert 'duplicates   1 exact, 0 near\n' in text
-  assert 'held out     1 records (1 dropped), 1 share 13 words with training records\n' in text
-  assert f'overlap      1 of 2 items of {bench} share 13 words\n' in text
+  assert 'held out     1 record (1 dropped), 1 sharing 13 words with training records\n' in text
+  assert f'overlap      1 of 2 items of {bench} sharing 13 words\n' in text
 
 
 def test_no_held_out_part_is_announced(with_bos):

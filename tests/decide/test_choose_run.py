@@ -76,7 +76,7 @@ def asked_of_base(monkeypatch):
   return count
 
 
-def test_a_race_of_real_runs(setting, tmp_path, asked_of_base):
+def test_a_race_of_real_runs(setting, tmp_path, asked_of_base, capsys):
   workdir = tmp_path / 'race'
   with setting.unlocked():
     setting.max_seconds = 1e-3  # One step or task at a time.
@@ -86,11 +86,13 @@ def test_a_race_of_real_runs(setting, tmp_path, asked_of_base):
     setting.max_seconds = 0.0
   with tiny.on_devices():
     value = sft_jax.choose(setting, workdir)
+  told = capsys.readouterr().out
+  assert 'runs to do' in told and 'evaluating the base' not in told, 'its scores are taken over'
   assert 0 < value['spent'] <= value['budget'] == 100
   assert value['decision'] in (choose.WINNER, choose.TIE, choose.NONE)
   # What one candidate was trained on counts for none of them.
   assert any('1 of 31 items' in fact for fact in value['facts'])
-  assert any(fact.startswith('others holds 1 items') for fact in value['facts'])
+  assert any(fact.startswith('others holds 1 item of') for fact in value['facts'])
   assert value['licences'] == {'sums': 'mit', 'others': 'not stated'}
   base = {'name': setting.model.path, 'licence': 'not stated'}
   assert value['base'] == base
@@ -181,7 +183,8 @@ def test_what_a_config_asks(setting, tmp_path):
     ({'seeds': 0}, 'out of range .config.choose.seeds'),
     ({'prior': 'DIR/none.csv'}, 'no such table'),
     ({'endpoint': 'live'}, 'no model and address .config.choose.endpoint. — write MODEL@URL'),
-    ({'endpoint': 'a@http://x/v1'}, 'mine.* needs log-likelihoods .* .config.choose.endpoint'),
+    ({'endpoint': 'a@ftp://x'}, 'no plain http address .config.choose.endpoint. — write MODEL'),
+    ({'endpoint': 'a@http://x/v1'}, 'mine.* needs log-likelihoods .* .config.choose.target'),
   ],
 )
 def test_bad_input(setting, tmp_path, changes, words):

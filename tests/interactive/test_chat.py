@@ -121,6 +121,11 @@ def test_the_command_ends_well_on_ctrl_c_and_at_the_end_of_input(tiny_files):
   assert json.loads(out.splitlines()[-1])['rounds'] == []
 
 
+def test_without_a_standard_input_nobody_asks(tiny_files, monkeypatch):
+  monkeypatch.setattr(sys, 'stdin', None)
+  assert chat.chat(settings(model__path=str(tiny_files[0])))['rounds'] == []
+
+
 def test_keys_are_declared():
   assert set(base.get_config().chat) == {
     *('beside', 'template', 'system', 'max_new_tokens', 'temperature', 'seed')

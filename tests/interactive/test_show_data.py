@@ -1,6 +1,7 @@
 """What is shown of data is what a run trains on."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_notebook_sees_every_token_and_no_markup_of_the_data(view):
   assert '<|im' not in page and page.count('height:14px') == sum(map(len, view.rows))
 
 
+def test_the_first_example_has_a_number_and_one_is_singular():
+  row = ((0, 6), (7, 1), (-1, 1))
+  view = show_data.View((), ((row,),), 8, ())
+  page = view._repr_html_()
+  assert re.findall(r'solid #fff">(\d*)<', page) == ['0', '7', '']
+  assert '"example 7, 1 token"' in page and 'step 1: 1 row of 8 tokens<' in page
+  assert 'step 1: 1 row of 8 tokens' in view.lines(False)
+
+
 @pytest.mark.parametrize('text', ['naïve 你好 🙂 ok', 'a  b\n\nc', ''])
 def test_pieces_join_to_the_text(text):
   """Characters of several tokens are never torn, and no space is lost."""
@@ -94,5 +104,5 @@ def test_pieces_join_to_the_text(text):
 
 
 def test_records_that_there_are_not(tiny_files):
-  with pytest.raises(UserError, match=r'there are \d+ heldout records.*config.show.first'):
+  with pytest.raises(UserError, match=r'no record 1000 of \d+ heldout records.*config.show.first'):
     show_data.view(tiny.config(*tiny_files, show__part='heldout', show__first=1000))

@@ -77,17 +77,41 @@ def test_idle_tpu_is_refused(tmp_path, monkeypatch, node):
     mesh_lib.check_accelerator(dev=str(tmp_path))
 
 
+def test_a_backend_that_jax_passes_over_without_a_word(monkeypatch):
+  def fail():
+    raise AssertionError
+
+  monkeypatch.setattr(jax, 'default_backend', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  with pytest.raises(UserError, match=r'no such device here \(JAX_PLATFORMS=cuda\)'):
+    mesh_lib.backend()
+
+
 def test_what_was_asked_for_and_is_not_there_is_said():
-  code = 'from sft_jax.parallel import mesh; mesh.check_accelerator(allow_idle=True)'
+  code = (
+    'from configs import base\n'
+    'from sft_jax.execution import study_run\n'
+    'from sft_jax.parallel import mesh\n'
+    'from sft_jax.utils.errors import UserError\n'
+    'plan = lambda: study_run.plan_mode(base.get_config(), [{}], "")\n'
+    'for call in (lambda: mesh.check_accelerator(allow_idle=True), plan):\n'
+    '  try:\n'
+    '    call()\n'
+    '  except UserError as e:\n'
+    '    print(e)\n'
+  )
   done = subprocess.run(
     [sys.executable, '-c', code],
     capture_output=True,
     text=True,
     check=False,
+    cwd=REPOSITORY,
     env=os.environ | {'JAX_PLATFORMS': 'rocm'},
   )
-  assert 'UserError: jax cannot use what was asked for' in done.stderr, done.stderr[-500:]
-  assert '(JAX_PLATFORMS=rocm)' in done.stderr and 'unset it' in done.stderr
+  said = done.stdout.splitlines()
+  assert len(said) == 2 and said[0] == said[1], done.stderr[-500:]
+  assert said[0].startswith('jax cannot use what was asked for')
+  assert '(JAX_PLATFORMS=rocm)' in said[0] and 'unset it' in said[0]
 
 
 def test_one_process_needs_nothing():

@@ -213,6 +213,22 @@ def test_time_limit_waits_for_progress():
   assert stop.requested and 'time limit' in stop.reason
 
 
+def test_the_end_of_a_terminal_asks_for_a_stop_unless_it_is_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with loop.StopSignal() as stop:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert not stop.requested
+    nothing = lambda *_: None
+    signal.signal(signal.SIGHUP, nothing)
+    with loop.StopSignal() as stop:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert stop.requested and stop.reason == 'SIGHUP'
+    assert signal.getsignal(signal.SIGHUP) == nothing
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_anything_is_to_be_saved_ends_it_at_once(number):
   nothing = pytest.raises(Interrupted, match=f'{number.name}, with nothing to be saved')
