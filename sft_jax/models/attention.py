@@ -8,7 +8,7 @@ Dimension letters: see the legend in `decoder.py`.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ Array = jax.Array
 KINDS = ('xla', 'splash', 'cudnn')
 # Rows are cut into blocks of so many tokens, the first that divides them.
 _BLOCKS = (512, 256, 128)
+# The name that jax has for cuDNN's kernel.
+_CUDNN: Literal['cudnn', 'xla'] = 'cudnn'
 
 
 def choose(wanted: str, cfg: ModelConfig, length: int, platform: str, dtype: Any) -> str:
@@ -85,7 +87,7 @@ def fused(
   Returns:
     `[B,T,N*H]`.
   """
-  local = functools.partial(_splash, cfg, interpret) if kind == 'splash' else _cudnn(cfg)
+  local = functools.partial(_splash, cfg, interpret) if kind == 'splash' else _cudnn
   if mesh is not None and mesh.size > 1:
     tensor = 'tensor' if cfg.num_kv_heads % mesh.shape['tensor'] == 0 else None
     rows = ('data', 'fsdp')
@@ -150,21 +152,63 @@ def _splash(
   return _by_window(cfg, length, call, window)(*args).swapaxes(1, 2)
 
 
-def _cudnn(cfg: ModelConfig) -> Callable[..., Array]:
+def _row_wise(call: Callable[..., Any]) -> Callable[..., Any]:
+  """The same of arrays with rows first, and a last argument without; a vmapped axis becomes rows.
+
+  jax's own rule for cuDNN's kernel wants another shape of mask than it makes.
+  """
+  folded = jax.custom_batching.custom_vmap(call)
+
+  @folded.def_vmap
+  def rule(size: int, mapped: list[bool], *args: Array) -> tuple[Any, Any]:
+    if mapped[-1]:
+      raise NotImplementedError('windows that differ along a mapped axis')
+    whole = [
+      x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+      for x, is_mapped in zip(args[:-1], mapped, strict=False)
+    ]
+    out = folded(*(x.reshape(-1, *x.shape[2:]) for x in whole), args[-1])
+    cut = lambda x: x.reshape(size, -1, *x.shape[1:])
+    return jax.tree.map(cut, out), jax.tree.map(lambda _: True, out)
+
+  return folded
+
+
+def _cudnn_rows(q: Array, k: Array, v: Array, segments: Array, window: Array) -> Array:
+  index = jnp.arange(q.shape[1])
+  distance = index[:, None] - index[None, :]
+  same = segments[:, :, None] == segments[:, None, :]
+  seen = same & ((distance >= 0) & (distance < window))[None]
+  return jax.nn.dot_product_attention(
+    q,
+    k.transpose(0, 3, 1, 2),
+    v.swapaxes(1, 2),
+    mask=seen[:, None],
+    scale=1.0,
+    implementation=_CUDNN,
+  )
+
+
+def _cudnn_gradients(
+  q: Array, k: Array, v: Array, segments: Array, slope: Array, window: Array
+) -> tuple[Array, Array, Array]:
+  run = lambda q, k, v: _cudnn_rows(q, k, v, segments, window)
+  return jax.vjp(run, q, k, v)[1](slope)
+
+
+@jax.custom_vjp
+def _cudnn(q: Array, k: Array, v: Array, segments: Array, window: Array) -> Array:
   """cuDNN's kernel on one device; the scale is in the queries already."""
+  return _row_wise(_cudnn_rows)(q, k, v, segments, window)
 
-  def local(q: Array, k: Array, v: Array, segments: Array, window: Array) -> Array:
-    index = jnp.arange(q.shape[1])
-    distance = index[:, None] - index[None, :]
-    same = segments[:, :, None] == segments[:, None, :]
-    seen = same & ((distance >= 0) & (distance < window))[None]
-    return jax.nn.dot_product_attention(
-      q,
-      k.transpose(0, 3, 1, 2),
-      v.swapaxes(1, 2),
-      mask=seen[:, None],
-      scale=1.0,
-      implementation='cudnn',
-    )
 
-  return local
+def _cudnn_forward(*args: Array) -> tuple[Array, tuple[Array, ...]]:
+  return _cudnn(*args), args
+
+
+def _cudnn_backward(args: tuple[Array, ...], slope: Array) -> tuple[Array | None, ...]:
+  *given, window = args
+  return *_row_wise(_cudnn_gradients)(*given, slope, window), None, None
+
+
+_cudnn.defvjp(_cudnn_forward, _cudnn_backward)

@@ -117,3 +117,35 @@ def test_choice():
   capped = FAMILIES['soft cap']
   assert choose('cudnn', capped, 4096, 'gpu') == 'xla'
   assert attention.choose('cudnn', CFG, 4096, 'gpu', jnp.float32) == 'xla'
+
+
+def cudnn_loss(q, k, v, segments):
+  out = attention.fused('cudnn', CFG, q, k, v, segments, None)
+  return (jnp.where((segments > 0)[:, :, None], out, 0).astype(jnp.float32) ** 2).sum()
+
+
+def test_rows_of_mapped_runs_are_rows_for_cudnn(monkeypatch):
+  """XLA stands in for the kernel; what folds runs into rows is under test."""
+  monkeypatch.setattr(attention, '_CUDNN', 'xla')
+  runs = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), inputs(rows=6))
+
+  def plain(q, k, v, segments):
+    out = reference(CFG, q, k, v, segments, None).reshape(*segments.shape, -1)
+    return (jnp.where((segments > 0)[:, :, None], out, 0) ** 2).sum()
+
+  gradients = lambda loss: jax.jit(jax.vmap(jax.value_and_grad(jax.checkpoint(loss), (0, 1, 2))))
+  found, wanted = gradients(cudnn_loss)(*runs), gradients(plain)(*runs)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, wanted)
+
+
+def test_cudnn_is_traced_under_a_mapped_axis(monkeypatch):
+  """Every LoRA run has one. Tracing needs no GPU, but for questions about it."""
+  from jax._src.cudnn import fused_attention_stablehlo as kernel
+
+  monkeypatch.setattr(kernel, 'check_cudnn_version', lambda: 91000)
+  monkeypatch.setattr(kernel, 'check_compute_capability', lambda capability: True)
+  monkeypatch.setattr(kernel, 'is_cuda_compute_capability_equal', lambda capability: False)
+  shapes = lambda x: jax.ShapeDtypeStruct((4, *x.shape), x.dtype)
+  runs = jax.tree.map(shapes, inputs(rows=2, dtype=jnp.bfloat16))
+  loss, slopes = jax.eval_shape(jax.vmap(jax.value_and_grad(cudnn_loss, (0, 1, 2))), *runs)
+  assert loss.shape == (4,) and [x.shape for x in slopes] == [x.shape for x in runs[:3]]
