@@ -189,8 +189,12 @@ def test_the_clock_leaves_out_what_does_not_fit():
   }
 
 
-def test_a_process_that_fails_or_hangs_ends_nothing_else(tmp_path):
+def test_a_process_that_fails_or_hangs_ends_nothing_else(tmp_path, monkeypatch):
   told = {'part': 'full', 'side': 'plan', 'topology': 'h100:1'}
+  hangs = tmp_path / 'hangs'
+  hangs.write_text('#!/bin/sh\nexec sleep 600\n')
+  hangs.chmod(0o755)
+  monkeypatch.setattr(gpu.sys, 'executable', str(hangs))
   processes = gpu.Processes(tmp_path)
   found = processes.run(told, 0.01)
   assert found['failed'].startswith('stopped after')
