@@ -106,16 +106,26 @@ def lines(found: Sequence[plan.Planned], config: Any, command: Sequence[str] = (
   hours = told['chip_hours']
   share = config.plan.attained
   out += ['', f'hours at {share:.0%} of the roofline (config.plan.attained), an assumption:']
-  out += [f'  {name:<12}{value:,.1f} chip-hours' for name, value in hours.items() if value]
+  out += [f'  {name:<12}{_short(value)} chip-hours' for name, value in hours.items() if value]
   if not any(hours.values()):
     out.append('  unknown: set config.data.size, and config.plan.scored and written for evaluation')
   if any(hours.values()):
-    days = told['days']
-    shown = f'{days:,.1f} days' if days >= 1 else f'{24 * 60 * days:,.1f} minutes'
-    out.append(f'  {shown} on {words.count(told["chips"], "chip")}')
+    out.append(f'  {_time(told["days"])} on {words.count(told["chips"], "chip")}')
   if 'cost' in told:
     out.append(f'  {told["cost"]:,.0f} at {config.plan.price:g} a chip-hour')
   return out
+
+
+def _short(value: float) -> str:
+  """With one decimal, or what tells a small number from none."""
+  return f'{value:,.1f}' if value >= 0.1 else f'{value:.1g}'
+
+
+def _time(days: float) -> str:
+  for unit, share in (('days', 1), ('hours', 24), ('minutes', 24 * 60)):
+    if days * share >= 1:
+      return f'{days * share:,.1f} {unit}'
+  return f'{_short(days * 24 * 3600)} seconds'
 
 
 def _part_lines(

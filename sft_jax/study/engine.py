@@ -303,7 +303,8 @@ class Worker:
       self._place.give_up(run, {**tries, 'cohort': cohort.key, 'by': process.me()['host']})
     for new in rest:
       if new.name != part.name:
-        log.warn(f'cohort {cohort.key}: {len(new.runs)} of its runs are tried by themselves')
+        apart = words.count(len(new.runs), 'run')
+        log.warn(f'cohort {cohort.key}: {apart} of it to be tried apart from the others')
     cohort.replace(part, rest)
 
   def _describe(self, part: Part) -> str:
