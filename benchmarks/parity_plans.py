@@ -85,7 +85,8 @@ def _shared(questions: Sequence[Any], by_group: bool) -> int:
   total = 0
   for members in groups.values():
     # What the first and the last in order share, all share; no prompt is shared to its end.
-    first, last = min(one.ids for one in members), max(one.ids for one in members)
+    prompts = [one.ids.tolist() for one in members]
+    first, last = min(prompts), max(prompts)
     pairs = zip(first, last, strict=False)
     size = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)) - 1)
     size = size if len(members) > 1 else 0
