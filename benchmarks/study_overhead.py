@@ -37,7 +37,7 @@ def _timed(function: Callable[..., Any], spent: list[float], wait: bool) -> Call
   return call
 
 
-def measure(data: Path, records: int, scored: int) -> dict[str, Any]:
+def measure(data: Path, records: int, scored: int, length: int) -> dict[str, Any]:
   """Runs the study once."""
   with tempfile.TemporaryDirectory(prefix='study-overhead-') as scratch:
     work = Path(scratch)
@@ -55,7 +55,7 @@ def measure(data: Path, records: int, scored: int) -> dict[str, Any]:
       lambda name, seconds, **_: compiled.append(seconds) if 'compile' in name else None
     )
     config = sft.get_config('lora')
-    for key, value in study_race.settings(work, work / 'cache').items():
+    for key, value in study_race.settings(work, work / 'cache', length).items():
       *path, last = key.split('.')
       functools.reduce(lambda inner, part: inner[part], path, config)[last] = value
     steps: list[float] = []
@@ -86,10 +86,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--data', default=str(default))
   parser.add_argument('--records', type=int, default=32, help='records of each set')
+  parser.add_argument('--length', type=int, default=512, help='longest example in tokens')
   parser.add_argument('--scored', type=int, default=24, help='questions of each evaluation')
   parser.add_argument('--out', default='')
   args = parser.parse_args()
-  found = measure(Path(args.data), args.records, args.scored)
+  found = measure(Path(args.data), args.records, args.scored, args.length)
   met = 'met' if found['the rest, share'] <= BAR else 'MISSED'
   lines = ['# What a study costs besides its steps', '']
   lines += [f'`{" ".join(["python -m benchmarks.study_overhead", *sys.argv[1:]])}`', '']
