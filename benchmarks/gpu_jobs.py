@@ -293,7 +293,7 @@ def decode(told: Mapping[str, Any], tell: Tell) -> None:
   """Steps of greedy decoding at several batch sizes, the smallest first."""
   one, subject = _subject(told)
   count, cfg = estimate.counts(one), one.cfg
-  wide = subject.model.dtype.itemsize
+  wide = jnp.dtype(one.spec.compute_dtype).itemsize
   report: Report = {'seconds': {}, 'read-bytes': {}, 'plan-seconds': {}, 'peak-bytes': {}}
   few, many = told['new']
   prompts = np.random.default_rng(0).integers(

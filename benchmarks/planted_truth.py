@@ -17,7 +17,9 @@ def predictor(seed: int, shared: float) -> tuple[bool, bool]:
   """(effect within its interval, finding in a null study of 4 predictors and 3 benchmarks)."""
   settings = predictors.Settings(draws=400, shuffles=1000, seed=seed)
   x, gains, _ = studies.predictor(seed, shared=shared)
-  row = predictors.test(x, gains[..., 0], (), predictors.Resamples(*x.shape, settings))
+  models, datasets = x.shape
+  resamples = predictors.Resamples(models, datasets, settings)
+  row = predictors.test(x, gains[..., 0], (), resamples)
   inside = row['within_model_low'] <= -0.5 <= row['within_model_high']
   null = {f'p{i}': studies.predictor(10_000 * (i + 1) + seed, shared=shared)[0] for i in range(4)}
   gains = studies.predictor(seed, rho=0, shared=shared, benchmarks=3)[1]

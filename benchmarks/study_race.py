@@ -56,12 +56,12 @@ def prepare(data: Path, work: Path, count: int, scored: int) -> None:
     rows = [{'messages': list(record.messages[:2])} for record in records]
     (work / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   (work / 'bench').mkdir()
-  for file, count in (
+  for path, count in (
     (data / 'bench' / 'hellaswag_val_5000.jsonl', scored),
     (data / 'train' / 'hellaswag_train_2000.olmes.jsonl', 10),
   ):
-    lines = file.read_text().splitlines()[:count]
-    (work / 'bench' / file.name).write_text('\n'.join([*lines, '']))
+    lines = path.read_text().splitlines()[:count]
+    (work / 'bench' / path.name).write_text('\n'.join([*lines, '']))
   tasks = evaluate.JOBS['hellaswag'](data / 'bench', work, scored)
   (work / 'tasks.json').write_text(json.dumps(tasks))
   model = inputs.load_model(MODEL, '', 8)
