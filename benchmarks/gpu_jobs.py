@@ -27,9 +27,9 @@ from sft_jax.ahead import estimate
 from sft_jax.ahead import setting as setting_lib
 from sft_jax.ahead.setting import Setting
 from sft_jax.data import pack
-from sft_jax.data.tokenize import Example
 from sft_jax.evals import generation, layout, loglik
 from sft_jax.evals import model as eval_model
+from sft_jax.interactive import doctor_bench
 from sft_jax.models import hf
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.train import optimizer
@@ -51,7 +51,7 @@ def ceilings() -> Report:
   dtype = jnp.bfloat16 if on_gpu else jnp.float32
   # Drawn: a chip takes less power, and so runs faster, on numbers that are all alike.
   square = jax.jit(lambda: jax.random.normal(jax.random.key(0), (size, size), dtype))()
-  seconds = _best(jax.jit(lambda x: x @ x), square)
+  seconds = doctor_bench.shortest(jax.jit(lambda x: x @ x), square, 10)
   del square
   vector = jnp.ones(count, jnp.float32)
   stats = device.memory_stats() or {}
@@ -62,19 +62,8 @@ def ceilings() -> Report:
     'memory-limit': stats.get('bytes_limit'),
     'nominal': next((1 / share for share in (chips.mfu(1.0, device.device_kind),) if share), None),
     'matmul': 2 * size**3 / seconds,
-    'copy': 2 * vector.nbytes / _best(jax.jit(lambda x: x + 1), vector),
+    'copy': 2 * vector.nbytes / doctor_bench.shortest(jax.jit(lambda x: x + 1), vector, 10),
   }
-
-
-def _best(call: Callable[[Any], Any], argument: Any, times: int = 10) -> float:
-  """Seconds of the shortest of several calls, after one that compiles."""
-  jax.block_until_ready(call(argument))
-  best = math.inf
-  for _ in range(times):
-    began = time.perf_counter()
-    jax.block_until_ready(call(argument))
-    best = min(best, time.perf_counter() - began)
-  return best
 
 
 def drawn(shapes: trees.Tree, seed: int = 0) -> trees.Tree:
@@ -157,16 +146,7 @@ def batch(one: Setting, documents: int) -> dict[str, np.ndarray]:
   """Random rows full of documents, all tokens supervised, as the loader lays them out."""
   rng = np.random.default_rng(0)
   rows, lengths = one.rows, gpu_shapes.document_lengths(one.length, documents)
-  examples = [
-    Example(
-      rng.integers(0, one.cfg.vocab_size, length).astype(np.int32),  # type: ignore[call-overload]
-      np.ones(length, np.float32),
-      np.zeros(length, np.uint8),
-      '',
-      {},
-    )
-    for length in lengths * rows
-  ]
+  examples = [doctor_bench.drawn(rng, one.cfg.vocab_size, length) for length in lengths * rows]
   members = np.arange(len(examples)).reshape(rows, -1).tolist()
   lead = (one.lanes, one.micros, rows // one.lanes // one.micros)
   arrays = {

@@ -77,48 +77,39 @@ def _draw_predictors(answer: Answer) -> list[figures.Figure]:
   out = []
   for name, part in _made(answer).items():
     if 'alone' in part:
-      out.append(_draw_alone(name, part['alone']))
-      continue
-    rows = list(dict.fromkeys(r['predictor'] for r in part['tests']))
-    columns = list(dict.fromkeys(r['benchmark'] for r in part['tests']))
-    cell = {(r['predictor'], r['benchmark']): r for r in part['tests']}
-    get = lambda key, cell=cell, rows=rows, columns=columns: [
-      [cell[r, c][key] for c in columns] for r in rows
-    ]
-    fields = ('within_model_low', 'within_model_high', 'pooled', 'partial', 'p_holm', 'n_pairs')
-    out.append(
-      figures.heatmap(
-        f'predictors_{name}',
-        f'Correlation of predictor and gain within models, {name}; hover for its 95 % interval, '
-        'the pooled and the partial r, and p after correction for all tests.',
-        rows,
-        [table.short(c) for c in columns],
-        get('within_model'),
-        limit=1.0,
-        digits=2,
-        more={key: get(key) for key in fields},
+      caption = (
+        f'Rank correlation of predictor and gain over data sets of one model, {name}; hover for '
+        'its 95 % interval and p after correction for all tests.'
       )
-    )
+      out.append(_map(name, caption, part['alone'], 'rho', ('low', 'high', 'p_holm', 'n')))
+    else:
+      caption = (
+        f'Correlation of predictor and gain within models, {name}; hover for its 95 % interval, '
+        'the pooled and the partial r, and p after correction for all tests.'
+      )
+      more = ('within_model_low', 'within_model_high', 'pooled', 'partial', 'p_holm', 'n_pairs')
+      out.append(_map(name, caption, part['tests'], 'within_model', more))
   return out
 
 
-def _draw_alone(name: str, rows: Sequence[Answer]) -> figures.Figure:
-  """Of a study with one model."""
+def _map(
+  name: str, caption: str, tests: Sequence[Answer], shown: str, more: Sequence[str]
+) -> figures.Figure:
+  """Predictors by benchmarks; what a pair was not tested for is empty."""
   predictors, columns = (
-    list(dict.fromkeys(r[k] for r in rows)) for k in ('predictor', 'benchmark')
+    list(dict.fromkeys(test[key] for test in tests)) for key in ('predictor', 'benchmark')
   )
-  cell = {(r['predictor'], r['benchmark']): r for r in rows}
+  cell = {(test['predictor'], test['benchmark']): test for test in tests}
   get = lambda key: [[cell.get((p, c), {}).get(key) for c in columns] for p in predictors]
   return figures.heatmap(
     f'predictors_{name}',
-    f'Rank correlation of predictor and gain over data sets of one model, {name}; hover for its '
-    '95 % interval and p after correction for all tests.',
+    caption,
     predictors,
     [table.short(c) for c in columns],
-    get('rho'),
+    get(shown),
     limit=1.0,
     digits=2,
-    more={key: get(key) for key in ('low', 'high', 'p_holm', 'n')},
+    more={key: get(key) for key in more},
   )
 
 

@@ -6,6 +6,7 @@ Intervals are over data sets; nothing here says how a finding carries over to ot
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from sft_jax.analysis import correlations, resampling
 from sft_jax.utils.errors import UserError
 
 FEWEST = 4
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution.
 
 
 def rank_correlation(
@@ -37,7 +37,8 @@ def rank_correlation(
   """
   x, y = _vectors(x, y)
   rho = correlations.spearman(x, y)
-  half = _Z * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+  z = NormalDist().inv_cdf((1 + resampling.LEVEL) / 2)
+  half = z * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
   centre = float(resampling.fisher(np.array(rho)))
   rng = np.random.default_rng(seed)
   index = resampling.permutations(rng, shuffles, 1, len(x), common=True)[:, 0]
@@ -151,16 +152,10 @@ def mean_interval(values: Sequence[float]) -> dict[str, float]:
   Raises:
     UserError: fewer than two values.
   """
-  from scipy import stats
-
   x = np.asarray(values, np.float64)
   if len(x) < 2:
     raise UserError(f'{len(x)} values have no interval', 'mean')
-  error = float(x.std(ddof=1) / math.sqrt(len(x)))
-  half = float(stats.t.ppf((1 + resampling.LEVEL) / 2, len(x) - 1)) * error
-  mean = float(x.mean())
-  p = float(2 * stats.t.sf(abs(mean) / error, len(x) - 1)) if error else float(mean == 0)
-  return {'n': len(x), 'value': mean, 'low': mean - half, 'high': mean + half, 'p': p}
+  return _student(x.mean(), (x - x.mean()) / len(x))
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], count: int) -> dict[str, float]:
@@ -173,15 +168,14 @@ def jackknife(statistic: Callable[[np.ndarray], float], count: int) -> dict[str,
   Returns:
     `n`, `value`, `low`, `high`, and `p` of its being 0.
   """
-  from scipy import stats
-
   every = np.arange(count)
-  value = statistic(every)
   left = np.array([statistic(np.delete(every, one)) for one in every])
-  error = math.sqrt((count - 1) / count * float(np.square(left - left.mean()).sum()))
-  half = float(stats.t.ppf((1 + resampling.LEVEL) / 2, count - 1)) * error
-  p = float(2 * stats.t.sf(abs(value) / error, count - 1)) if error else float(value == 0)
-  return {'n': count, 'value': value, 'low': value - half, 'high': value + half, 'p': p}
+  return _student(statistic(every), (left.mean() - left) * (count - 1) / count)
+
+
+def _student(value: float, influence: np.ndarray) -> dict[str, float]:
+  low, high, p = map(float, resampling.students(np.asarray(value), influence))
+  return {'n': len(influence), 'value': float(value), 'low': low, 'high': high, 'p': p}
 
 
 def _vectors(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

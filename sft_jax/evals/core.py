@@ -1,5 +1,6 @@
 """Tasks and the driver that runs them on a model. The one place that knows all tasks by name."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,7 +9,7 @@ from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
 from sft_jax.evals import benchmarks, lm_eval_tasks, score
 from sft_jax.evals.answers import Answers
-from sft_jax.evals.generation import Engine, Request, detokenizer
+from sft_jax.evals.generation import UNDEFINED, Engine, Request, detokenizer
 from sft_jax.evals.model import Subject
 from sft_jax.evals.questions import Wanted
 from sft_jax.evals.tasks import builtin_short
@@ -51,15 +52,17 @@ class Writer:
     self.tokenizer, self.template, self.max_new = tokenizer, template, max_new
     self.stop_ids = tokenize.stop_ids(tokenizer, template)
 
-  def answer(self, subject: Subject, prompts: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
-    """Greedy answers to conversations that end with the user."""
+  def answer(
+    self, subject: Subject, prompts: Sequence[Sequence[Mapping[str, str]]]
+  ) -> Sequence[str | None]:
+    """Greedy answers to conversations that end with the user; None of what is no number."""
     ids = [
       tokenize.prompt_ids([dict(m) for m in prompt], self.tokenizer, self.template)
       for prompt in prompts
     ]
     engine = Engine(subject, detokenizer(self.tokenizer), self.stop_ids)
     (outputs,) = engine.generate([Request(prompt, self.max_new) for prompt in ids])
-    return [output.text.strip() for output in outputs]
+    return [None if one.finish == UNDEFINED else one.text.strip() for one in outputs]
 
   def samples(self, subject: Subject, records: Sequence[Record]) -> list[dict[str, str]]:
     """Question, reference and answer for conversations of one turn."""
@@ -69,7 +72,7 @@ class Writer:
       {
         'prompt': prompt[-1]['content'],
         'reference': record.messages[-1]['content'],
-        'answer': answer,
+        'answer': answer or '',
       }
       for prompt, record, answer in zip(prompts, records, answers, strict=True)
     ]
@@ -88,7 +91,11 @@ class BuiltinShort:
   def run(self, subject: Subject, answers: Answers) -> Scores:
     """See `Task.run`."""
     outputs = self.writer.answer(subject, [item.prompt for item in self.items])
-    return builtin_short.score(outputs, self.items)
+    known = [output for output in outputs if output is not None]
+    if len(known) < len(outputs):
+      # An empty text would pass for a wrong answer.
+      return {'builtin-em': math.nan}
+    return builtin_short.score(known, self.items)
 
 
 # What `config.eval.tasks` may name besides benchmarks.

@@ -171,5 +171,5 @@ def table(
       one['depth'] = float(inside.mean() / max(len(norms) - 1, 1))
     one['change-share'] = float(np.square(norms[inside]).sum() / whole)
     # A run's own factor `layers` gives way.
-    out.append(one | dict(rows[graft.name]) | one)
+    out.append(one | {key: value for key, value in rows[graft.name].items() if key not in one})
   return out

@@ -27,7 +27,7 @@ from sft_jax.train.state import init_state
 from sft_jax.train.step import make_train_step
 from sft_jax.utils import trees
 
-_LLAMA = {
+_LLAMA: dict[str, Any] = {
   'architectures': ['LlamaForCausalLM'],
   'vocab_size': 512,
   'rms_norm_eps': 1e-5,
@@ -111,19 +111,15 @@ def toy(config: Any, large: bool = False) -> Toy:
   return Toy(step, hf.init_params(cfg, mesh, dtype), state, batch, rows * length)
 
 
+def drawn(rng: np.random.Generator, vocab: int, length: int) -> Example:
+  """Random tokens, all of them supervised."""
+  ids = rng.integers(0, vocab, length).astype(np.int32)
+  return Example(ids, np.ones(length, np.float32), np.zeros(length, np.uint8), '', {})
+
+
 def _batch(rng: np.random.Generator, rows: int, length: int, mesh: Any) -> Any:
   """Random examples of one row each."""
-  weight = np.ones(length, np.float32)
-  examples = [
-    Example(
-      rng.integers(0, _LLAMA['vocab_size'], length).astype(np.int32),  # type: ignore[call-overload]
-      weight,
-      np.zeros(length, np.uint8),
-      '',
-      {},
-    )
-    for _ in range(rows)
-  ]
+  examples = [drawn(rng, _LLAMA['vocab_size'], length) for _ in range(rows)]
   arrays = pack.fill(examples, [[row] for row in range(rows)], length)
   spread = NamedSharding(mesh, PartitionSpec(None, None, ('data', 'fsdp'), None))
   put = lambda array: jax.device_put(array.reshape(1, 1, rows, length), spread)
@@ -141,11 +137,11 @@ def measure(config: Any) -> dict[str, float]:
   kind = jnp.dtype(by_backend(cpu=jnp.float32, other=jnp.bfloat16))
   size = by_backend(cpu=1024, other=8192)
   left = jax.device_put(jnp.ones((size, size), kind), device)
-  seconds = _seconds(jax.jit(lambda x: x @ x), left)
+  seconds = shortest(jax.jit(lambda x: x @ x), left)
   out = {f'matmul-{kind.name}-tflops': 2 * size**3 / seconds / 1e12}
   vector = jax.device_put(jnp.ones(by_backend(cpu=2**24, other=2**28), jnp.float32), device)
   # Each element is read and written.
-  out['copy-gb-per-s'] = 2 * vector.nbytes / _seconds(jax.jit(lambda x: x + 1), vector) / 1e9
+  out['copy-gb-per-s'] = 2 * vector.nbytes / shortest(jax.jit(lambda x: x + 1), vector) / 1e9
   if jax.device_count() > 1:
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ('all',))
     split = NamedSharding(mesh, PartitionSpec('all'))
@@ -155,7 +151,7 @@ def measure(config: Any) -> dict[str, float]:
     gather = jax.jit(lambda x: x, out_shardings=whole)
     # What arrives at each device from the others.
     moved = parts.nbytes * (jax.device_count() - 1) / jax.device_count()
-    out['all-gather-gb-per-s'] = moved / _seconds(gather, parts) / 1e9
+    out['all-gather-gb-per-s'] = moved / shortest(gather, parts) / 1e9
   one = toy(config, large=True)
   one.losses(2)
   began, steps = time.perf_counter(), 3
@@ -165,8 +161,8 @@ def measure(config: Any) -> dict[str, float]:
   return out
 
 
-def _seconds(call: Callable[[Any], Any], argument: Any, times: int = 5) -> float:
-  """The shortest of several calls, after one that compiles."""
+def shortest(call: Callable[[Any], Any], argument: Any, times: int = 5) -> float:
+  """Seconds of the shortest of several calls, after one that compiles."""
   jax.block_until_ready(call(argument))
   best = math.inf
   for _ in range(times):

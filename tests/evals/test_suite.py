@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.evals import benchmarks, suite
+from sft_jax.evals import benchmarks, core, suite
 from sft_jax.evals.answers import Answers
 from sft_jax.evals.benchmark import Grade, Services
 from sft_jax.evals.files import LocalFiles
@@ -93,6 +93,10 @@ def test_a_model_that_computes_no_numbers_has_no_score(make, name):
   tokenizer = one.options.tokenizer
   nothing = lambda params, tokens: jnp.full((*tokens.shape, len(tokenizer)), params)
   mesh = meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  if name == 'gsm8k:0shot':
+    subject = Subject(Plain(nothing, len(tokenizer), 512), jnp.float32(np.nan), mesh)
+    found = core.BuiltinShort(core.Writer(tokenizer, 'study', 4), 2).run(subject, Answers())
+    assert found.keys() == {'builtin-em'} and np.isnan(found['builtin-em'])
   task = BenchmarkTask(benchmarks.parse(name), make.files, one.options)
   for value in (np.nan, 0.0) if name.endswith('ll') else (np.nan,):
     subject = Subject(Plain(nothing, len(tokenizer), 512), jnp.float32(value), mesh)
