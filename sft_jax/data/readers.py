@@ -112,7 +112,7 @@ def read_text(path: str) -> str:
 
 def _unreadable(path: str, error: Exception) -> UserError:
   if isinstance(error, FileNotFoundError | NotADirectoryError):
-    return UserError('no such file', where=path, how='check config.data.path')
+    return UserError('no such file', where=path, how='check the path')
   if isinstance(error, PermissionError):
     return UserError('no permission to read', where=path, how='mend its permissions')
   return UserError(f'cannot be read: {error}', where=path, how='fetch the file again')

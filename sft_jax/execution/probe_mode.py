@@ -51,8 +51,9 @@ def probe(config: Any, workdir: str) -> dict[str, Any]:
     Interrupted: stopped; what was written is kept.
   """
   spec_lib.check_settings(config)
-  texts = _texts(config)
+  # Of these first: texts are perhaps fetched.
   runs = _runs(workdir, config.probe.only)
+  texts = _texts(config)
   bases = {run.held['contents']['base']: run for run in runs}
   data = {(run.held['contents']['base'], run.held['contents']['data']): run for run in runs}
   models = [

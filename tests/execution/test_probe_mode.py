@@ -149,6 +149,7 @@ def test_texts_from_a_file_and_from_benchmarks(questions, tmp_path):
     ({'probe__only': 'colour=red'}, "no column 'colour'"),
     ({'probe__only': 'epoch=7'}, 'no finished run of the study has these values'),
     ({'probe__states': 'first'}, 'mean, last, none'),
+    ({'probe__texts': 'absent.jsonl'}, 'no such file'),
   ],
 )
 def test_bad_input(study, questions, told, changes, words):
@@ -162,4 +163,4 @@ def test_bad_input(study, questions, told, changes, words):
 def test_no_study(questions, lora_run, tmp_path):
   for place in (lora_run, tmp_path):
     with pytest.raises(UserError, match='no study here'):
-      probe(place, config(questions))
+      probe(place, config(questions, probe__texts='absent.jsonl'))
