@@ -106,7 +106,8 @@ def look(config: Any, place: str, session: Session) -> Candidate:
 def _as_given() -> Iterator[None]:
   """Context in which what is wrong with data is said of the key that names candidates."""
   size = ('config.data.size (0 takes all)', 'the number after #, or leave it out')
-  own = lambda s: re.sub(r'config\.data\.(name|path)', 'config.choose.data', s.replace(*size))
+  key = r'config\.data\.(name|path)|the path$'
+  own = lambda s: re.sub(key, 'config.choose.data', s.replace(*size))
   try:
     yield
   except UserError as e:
