@@ -67,7 +67,7 @@ def open_run(workdir: str, config: ConfigDict | None = None) -> 'Run':
     UserError: no run there.
   """
   held = opened.config_of(os.fspath(workdir))
-  return Run(workdir, config or _complete(held['config']))
+  return Run(workdir, config or config_file.completed(held['config']))
 
 
 def load_model(path: str, changes: Mapping[str, Any] | None = None) -> 'Model':
@@ -269,15 +269,6 @@ class Run:
     changes = {f'export.{name}': value for name, value in {'format': format, **how}.items()}
     config = config_file.with_changes(self.config, changes, 'export')
     return runner.export(config, self.workdir, os.path.abspath(path) if path else '')
-
-
-def _complete(held: Mapping[str, Any]) -> ConfigDict:
-  """A config that was kept, with keys that came later at their defaults."""
-  config = get_config('base')
-  known = config_file.leaves(config)
-  given = config_file.leaves(held)
-  changes = {key: value for key, value in given.items() if key in known}
-  return config_file.with_changes(config, changes, 'config.json')
 
 
 def _prepare(config: Any) -> None:

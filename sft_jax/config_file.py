@@ -79,6 +79,14 @@ def with_changes(config: Any, changes: Mapping[str, Any], where: str) -> Any:
   return config
 
 
+def completed(held: Mapping[str, Any]) -> Any:
+  """A config that was kept with a run, with keys that came later at their defaults."""
+  config = _base().get_config()
+  known = leaves(config)
+  given = {key: value for key, value in leaves(held).items() if key in known}
+  return with_changes(config, given, 'config.json')
+
+
 def load_config(argument: str) -> Any:
   """What a config file gives; the flag loads it again, but forgets in which line it failed.
 

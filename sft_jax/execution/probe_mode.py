@@ -5,7 +5,6 @@ benchmarks are; log-likelihoods and states of probe texts under its bases and it
 What is there is not done again. Not for the probes themselves: `probed.py`, `evals/probes/`.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,23 +16,14 @@ from sft_jax import spec as spec_lib
 from sft_jax.evals import core
 from sft_jax.evals.files import HubFiles, LocalFiles
 from sft_jax.evals.probes import hidden_states, loglik_vector, probe_texts
-from sft_jax.execution import opened, probed
-from sft_jax.study.directory import StudyDirectory
+from sft_jax.execution import finished, opened, probed
+from sft_jax.execution.finished import Finished
 from sft_jax.train import loop
 from sft_jax.train.checkpoint import Checkpoints
-from sft_jax.utils import io, log, tables, words
+from sft_jax.utils import log, tables, words
 from sft_jax.utils.errors import Interrupted, UserError
 
 _MEMORY_HELP = 'set a smaller config.eval.tokens_per_batch, or use more devices (config.mesh.fsdp)'
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-  """A finished run: its workdir, what its `config.json` says, and its rows."""
-
-  path: str
-  held: dict[str, Any]
-  rows: list[dict[str, Any]]
 
 
 def probe(config: Any, workdir: str) -> dict[str, Any]:
@@ -52,7 +42,7 @@ def probe(config: Any, workdir: str) -> dict[str, Any]:
   """
   spec_lib.check_settings(config)
   # Of these first: texts are perhaps fetched.
-  runs = _runs(workdir, config.probe.only)
+  runs = finished.runs(workdir, config.probe.only, 'config.probe.only')
   texts = _texts(config)
   bases = {run.held['contents']['base']: run for run in runs}
   data = {(run.held['contents']['base'], run.held['contents']['data']): run for run in runs}
@@ -79,22 +69,22 @@ def _steps_of_work(
   config: Any,
   workdir: str,
   texts: Sequence[loglik_vector.ProbeText],
-  bases: dict[str, _Run],
-  data: dict[tuple[str, str], _Run],
+  bases: dict[str, Finished],
+  data: dict[tuple[str, str], Finished],
   models: Sequence[str],
 ) -> list[Callable[[], list[str]]]:
   """One call a table, in order: those of data need those of their base."""
   pooling, most = config.probe.states, config.probe.records
   questions: dict[str, dict[str, np.ndarray]] = {}
 
-  def base(key: str, run: _Run) -> list[str]:
+  def base(key: str, run: Finished) -> list[str]:
     own = _config_of(run, config)
     own.data.name = own.data.path = ''
     files = probed.probe_model(own, texts, workdir, pooling)
     questions[key] = _questions(own, texts, files)
     return files
 
-  def data_set(key: str, run: _Run) -> list[str]:
+  def data_set(key: str, run: Finished) -> list[str]:
     return [probed.probe_data(_config_of(run, config), workdir, most, questions[key])]
 
   def model(path: str) -> list[str]:
@@ -109,7 +99,7 @@ def _steps_of_work(
   ]
 
 
-def _config_of(run: _Run, config: Any) -> Any:
+def _config_of(run: Finished, config: Any) -> Any:
   """The run's model and data, on our devices."""
   own = ConfigDict(config.to_dict())
   for name in ('model', 'data', 'train', 'lora'):
@@ -159,51 +149,7 @@ def _texts(config: Any) -> list[loglik_vector.ProbeText]:
   return loglik_vector.choose(found, config.probe.each)
 
 
-def _runs(workdir: str, only: str) -> list[_Run]:
-  """Finished runs of a study, of these those that `only` means.
-
-  Raises:
-    UserError: there are none.
-  """
-  place = StudyDirectory(workdir)
-  wanted = _values(only)
-  names = place.record().names
-  runs, known = [], set[str]()
-  for key in names:
-    if not place.finished(key):
-      continue
-    path = os.fspath(place.run(key))
-    rows = io.read_jsonl(os.path.join(path, 'rows.jsonl'))
-    if not rows:
-      continue
-    last = max(rows, key=lambda row: row['step'])
-    known |= set(last)
-    if all(str(last.get(name)).lower() == value for name, value in wanted.items()):
-      runs.append(_Run(path, opened.config_of(path), rows))
-  if missing := [name for name in wanted if known and name not in known]:
-    raise UserError(
-      f'no column {missing[0]!r} in rows of this study', 'config.probe.only', 'see results.csv'
-    )
-  if not runs:
-    what = 'no finished run of the study has these values' if known else 'no run is finished'
-    raise UserError(what, 'config.probe.only' if known else workdir, 'run the study first')
-  return runs
-
-
-def _values(only: str) -> dict[str, str]:
-  """{column: value} of `config.probe.only`."""
-  out = {}
-  for part in filter(None, (part.strip() for part in only.split(','))):
-    name, equals, value = part.partition('=')
-    if not equals or not name.strip():
-      raise UserError(
-        f'{part!r} is no COLUMN=VALUE', 'config.probe.only', 'write lora=True,seed-data=1'
-      )
-    out[name.strip()] = value.strip().lower()
-  return out
-
-
-def _steps(run: _Run, snapshots: str) -> list[int]:
+def _steps(run: Finished, snapshots: str) -> list[int]:
   """Steps whose weights the run has kept and whose rows are written; [] where none are kept."""
   checkpoints = Checkpoints(run.path, run.held['run-id'], read_only=True)
   try:
