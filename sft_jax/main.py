@@ -47,7 +47,8 @@ _MODE = flags.DEFINE_enum(
   'report of a study reads beside its scores. report: what a table of results says. '
   'choose: which data to train on, by a race within a budget. '
   'recommend: what a table leads to expect of data. '
-  'export: weights of a finished run, or of runs of a study. release: models of a study, or a run, ready for the hub. '
+  'export: weights of a finished run, or of runs of a study. '
+  'release: models of a study, or a run, ready for the hub. '
   'fetch: model and data of a config, to run without a network. chat: talk to a model, or to two. '
   'show-data: records as the model will see them. doctor: what this machine can do.',
 )
