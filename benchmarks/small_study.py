@@ -267,8 +267,9 @@ def main() -> None:
     except Interrupted as e:
       print(f'stopped by {e}', file=sys.stderr, flush=True)
       sys.exit(3)
-    spent[name] = round(spent.get(name, 0.0) + time.monotonic() - start, 1)
-    (workdir / 'seconds.json').write_text(json.dumps(spent))
+    finally:
+      spent[name] = round(spent.get(name, 0.0) + time.monotonic() - start, 1)
+      (workdir / 'seconds.json').write_text(json.dumps(spent))
   say('what was found')
   bench = workdir / 'inputs' / 'bench'
   result = found_lib.found(workdir, bench, list(BENCHMARKS), SEEDS[0]) | {'seconds': spent}

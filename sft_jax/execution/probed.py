@@ -65,7 +65,7 @@ def probe_model(
 
 
 def _is_there(file: str, digest: str, pooling: str) -> bool:
-  """Whether a table has been written.
+  """Whether a table has been written, in the way that is now in use.
 
   Raises:
     UserError: it is of other texts.
@@ -73,6 +73,8 @@ def _is_there(file: str, digest: str, pooling: str) -> bool:
   if not os.path.exists(file):
     return False
   about = io.read_json(f'{file}.json')
+  if about['probe'] == 'hidden_states' and about['format'] != hidden_states.FORMAT:
+    return False
   same = {'texts': digest, 'pooling': pooling}
   if any(about[key] != same[key] for key in same if key in about):
     raise UserError(
@@ -134,7 +136,9 @@ def probe_data(
   os.makedirs(os.path.dirname(file), exist_ok=True)
   if questions is not None and 'states' in arrays:
     rows = [names | found for found in similarities(arrays['states'], questions)]
-    tables.write_rows(alike, rows, about | {'probe': 'similarity', 'format': 1})
+    tables.write_rows(
+      alike, rows, about | {'probe': 'similarity', 'format': dataset_properties.FORMAT}
+    )
   # Last: it is what tells that all is done.
   dataset_properties.write(file, [names | row], about)
   log.say(f'{data.name} under {one.name}: {count} examples, {file}')
@@ -142,18 +146,21 @@ def probe_data(
 
 
 def _of_as_many(file: str, count: int) -> bool:
-  return os.path.exists(file) and io.read_json(f'{file}.json').get('examples') == count
+  wanted = {'examples': count, 'format': dataset_properties.FORMAT}
+  return os.path.exists(file) and wanted.items() <= io.read_json(f'{file}.json').items()
 
 
 def similarities(states: np.ndarray, questions: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
   """How alike a data set and each benchmark are; see `predictors.similarity`.
 
+  Nothing is taken off before: the mean over benchmarks would leave vectors that sum to nothing, so
+  that the mean of similarities over benchmarks would tell no data sets apart.
+
   Args:
     states: `[N, D]`, of the data.
-    questions: {benchmark: `[J, D]`}. The mean over benchmarks of their means is taken off first.
+    questions: {benchmark: `[J, D]`}.
   """
-  centre = np.mean([part.mean(0, dtype=np.float64) for part in questions.values()], 0)
   return [
-    {'benchmark': name, 'texts': len(part)} | predictors.similarity(states, part, centre)
+    {'benchmark': name, 'texts': len(part)} | predictors.similarity(states, part)
     for name, part in questions.items()
   ]

@@ -88,8 +88,7 @@ def test_similarity_is_its_formula(study, told, tiny_files):
   assert all(-1 <= row['cosine_of_means'] <= 1 for row in rows.values())
   rng = np.random.default_rng(0)
   x, parts = rng.normal(size=(7, 5)), {'a': rng.normal(size=(4, 5)), 'b': rng.normal(size=(3, 5))}
-  centre = (parts['a'].mean(0) + parts['b'].mean(0)) / 2
-  unit = lambda v: (v - centre) / np.linalg.norm(v - centre, axis=1)[:, None]
+  unit = lambda v: v / np.linalg.norm(v, axis=1)[:, None]
   first, second = unit(x).mean(0), unit(parts['b']).mean(0)
   expected = first @ second / np.sqrt(first @ first * (second @ second))
   found = {row['benchmark']: row for row in probed.similarities(x, parts)}['b']
@@ -148,6 +147,7 @@ def test_texts_from_a_file_and_from_benchmarks(questions, tmp_path):
     ({'probe__only': 'lora'}, 'no COLUMN=VALUE'),
     ({'probe__only': 'colour=red'}, "no column 'colour'"),
     ({'probe__only': 'epoch=7'}, 'no finished run of the study has these values'),
+    ({'probe__only': 'lora=True,epoch=7'}, 'no finished run of the study has these values'),
     ({'probe__states': 'first'}, 'mean, last, none'),
     ({'probe__texts': 'absent.jsonl'}, 'no such file'),
   ],

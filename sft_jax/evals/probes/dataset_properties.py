@@ -21,7 +21,7 @@ from sft_jax.evals.probes import hidden_states
 from sft_jax.utils import tables
 from sft_jax.utils.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 # A token is hard when the base gives it a probability below 1 / 2.5.
 HARD_PERPLEXITY = 2.5
 # Texts whose mean states have at least this cosine, after the common part is taken off, count as

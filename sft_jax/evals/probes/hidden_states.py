@@ -22,7 +22,7 @@ from sft_jax.parallel.compile import exact_jit
 from sft_jax.utils import tables
 from sft_jax.utils.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 POOLINGS = ('mean', 'last')
 _NARROWEST = 32
 
@@ -32,7 +32,8 @@ def _pooled(model, params, tokens, counts, runs, mesh, pooling):
   """`[R?,L,B,D]` float32 states of texts of `counts` tokens, one in a row."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
   inside = positions < counts[:, None]
-  chosen = inside if pooling == 'mean' else positions == counts[:, None] - 1
+  last = counts[:, None] - 1
+  chosen = inside & (positions >= jnp.minimum(1, last)) if pooling == 'mean' else positions == last
   weights = chosen / chosen.sum(1, keepdims=True)
   mask = decoder.causal_mask(inside.astype(jnp.int32))
   distance = positions[:, :, None] - positions[:, None, :]
@@ -69,7 +70,9 @@ def hidden_states(
   Args:
     subject: A model of our decoder, or several runs at once.
     texts: Token ids of N texts, at least one each.
-    pooling: 'mean' over the text's tokens, or its 'last' token.
+    pooling: 'mean' over the text's tokens but the first, or its 'last' token. The first is what
+      heads that look nowhere look at: in few dimensions its state is so large (arXiv 2402.17762)
+      that a mean with it tells little but a text's length.
     tokens_per_batch: Tokens on all devices at once (at least one row a device).
 
   Returns:
