@@ -137,8 +137,13 @@ def beats_base(race: Race, arm: Arm) -> bool:
   The seeds of the last rung chose nothing; the items did, so that every arm counts as tried
   (Bonferroni).
   """
+  return _surely(race, arm) > race.rules.least_gain
+
+
+def _surely(race: Race, arm: Arm) -> float:
+  """The gain at full size that an arm has at least, but for `base_error` over all arms."""
   error = race.rules.base_error / len(race.arms)
-  return race.evidence.gains(race.last)[arm].low(error) > race.rules.least_gain
+  return race.evidence.gains(race.last)[arm].low(error)
 
 
 def _best_of_each(race: Race, arms: Sequence[Arm]) -> list[Arm]:
@@ -164,6 +169,11 @@ def _standing(race: Race, arm: Arm, members: Sequence[Arm]) -> Standing:
   if arm not in members:
     by = race.beaten_by.get(arm)
     why = _WORDS.get(state, 'not shown to beat the base').format(by=by.candidate if by else '')
+    if state == race_lib.RUNNING and race.evidence.reached.get(arm) == race.last:
+      # The interval beside it is of one arm by itself, at 95 %, and may lie above.
+      tried, error = len(race.arms), race.rules.base_error
+      why += f': with {tried} tried and an error in {error:.0%} of races, its gain is sure only to '
+      why += f'be above {_surely(race, arm):+.1f}'
     if state in (race_lib.CUT, race_lib.RUNNING) and members:
       why = f'shown to be worse than {members[0].candidate}'
   rung = race.evidence.reached.get(arm, -1)

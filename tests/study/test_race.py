@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -107,8 +108,17 @@ def test_stopped_at_any_moment_it_comes_to_the_same():
 
 def test_nothing_beats_the_base_is_said():
   world = World({name: Candidate(0.0) for name in 'abc'}, 5, items=1200)
-  decision = choose.choose(race(world), world.evaluate)
+  held = race(world)
+  decision = choose.choose(held, world.evaluate)
   assert decision.kind == choose.NONE and decision.pick is None and not decision.members
+  # The bound that decided is told, as the interval of one candidate by itself may lie above.
+  last = [one for one in decision.standings if one.rung == held.last]
+  told = [
+    re.search(r'with 3 tried .* in 1% of races.* above ([+-][\d.]+)$', one.why) for one in last
+  ]
+  bounds = [one.gain.mean - one.gain.reach(0.01 / 3) for one in last]
+  assert last and [float(found[1]) for found in told] == [round(bound, 1) for bound in bounds]
+  assert all(bound < one.gain.low() and bound <= 0 for bound, one in zip(bounds, last, strict=True))
 
 
 def test_equals_are_a_tie():
