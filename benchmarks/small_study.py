@@ -2,8 +2,8 @@
 
   python -m benchmarks.small_study --workdir=studies/small --out=benchmarks/results/small_study
 
-Ten data sets, SmolLM2-135M-Instruct, LoRA and full, three seeds of a slice, in about half an hour
-on two CPU cores: the study, a pilot of each data set, probes, grafts, the report, and the tests of
+Ten data sets, SmolLM2-135M-Instruct, LoRA and full, three seeds of a slice, in an hour or two on
+two CPU cores: the study, a pilot of each data set, probes, grafts, the report, and the tests of
 the hypotheses. Started again, it goes on where it was stopped. Data: `$SFT_JAX_DATA`.
 """
 

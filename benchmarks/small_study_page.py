@@ -96,7 +96,8 @@ def lines(found: Found, doc: str) -> list[str]:
     out.append(f'| {one["name"]} | {RULES[one["name"]][0]} | {cells[0]} | {cells[1]} |')
   out += ['', 'H5, H7 and H8 do not depend on gains.', '', *_words(*told.values())]
   out += [*_rivals(found), *_data(found)]
-  out += [*_others(found), '## Time', '', '| | s |', '|---|---|']
+  out += [*_others(found), '## Time', '', 'Of all goes together, on a machine in use.', '']
+  out += ['| | s |', '|---|---|']
   return out + [f'| {name} | {seconds:.0f} |' for name, seconds in found['seconds'].items()]
 
 

@@ -53,6 +53,29 @@ def test_the_page_and_the_script_have_the_same_hypotheses():
     assert count in text
 
 
+def test_the_page_tells_what_was_found():
+  found = json.loads((REPOSITORY / 'benchmarks/results/small_study.json').read_text())
+  page = (REPOSITORY / 'docs' / 'results.md').read_text().split('## Results')[1]
+  told = dict(re.findall(r'^\| (H\d) \| (.*) \|$', page, re.M))
+  number = lambda value: f'{value:.2f}'.replace('-', '−')
+  for kind, at in (('gain', 0), ('soft', 3)):
+    for row in small_study_page.rows(found['tests'][kind]):
+      cells = told[row['name']].split(' | ')[at : at + 3]
+      if at and row['name'] in ('H5', 'H7', 'H8'):
+        continue  # These have nothing to do with gains.
+      assert row['verdict'] == cells[2].strip(), row['name']
+      if row['name'] != 'H5':
+        ends = [number(one[end]) for one in row['estimates'] for end in ('low', 'high')]
+        assert all(end in cells[0].replace('+', '') for end in ends), row['name']
+  # In both, data sets stand in the order of their names.
+  listed = re.findall(r'^\| [^|]+ \| ([^|]+ ± [^|]+) \| ([^|]+ ± [^|]+) \|', page, re.M)
+  for (*pair,), name in zip(listed, found['data'], strict=True):
+    each = found['each'][name]
+    for cell, kind in zip(pair, ('gain', 'soft'), strict=True):
+      mean = sum(each[kind].values()) / len(each[kind])
+      assert cell.replace('−', '-') == f'{mean:+.1f} ± {each[f"{kind}-stderr"]:.1f}', name
+
+
 def test_data_sets_are_the_first_exchange_of_each_record(tmp_path):
   file = tmp_path / 'x.jsonl'
   short = {'passage': 'a b', 'question': 'is it', 'label': True}
