@@ -50,6 +50,10 @@ def _row(path: str, key: str, task: str) -> records.Row:
   directory, at, step = path.rpartition('@')
   if at and step == 'best' and not os.path.exists(path):
     path = f'{directory}@{_best(directory)}'
+  grafts = os.path.join(path, 'grafts')
+  if os.path.isdir(grafts):
+    example = os.path.join(grafts, sorted(os.listdir(grafts))[0])
+    raise UserError(f'{path} holds a row for each graft', key, f'name one, such as {example}')
   row = records.read(path, task)
   return row._replace(name=_name(path))
 
@@ -87,6 +91,8 @@ def _name(path: str) -> str:
   about = [str(row['model_name'])]
   if row['step']:
     about.append(f'{row["data_name"]}, step {row["step"]}')
+  if 'graft' in row:
+    about.append(f'graft {row["graft"]}')
   if row.get('quantize', 'none') not in (None, 'none'):
     about.append(row['quantize'])
   return f'{", ".join(about)} ({path})'

@@ -2,11 +2,11 @@
 
 Nothing here knows a model by name. A `fault` makes numbers wrong, a `gap` makes them missing, a
 `note` limits what they can tell. What is found is always reported; whether it changes what analyses
-use (`mend`) is for the caller to say.
+use (`mend.py`) is for the caller to say.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,50 +61,13 @@ def strict_models(frame: 'pd.DataFrame', findings: Sequence[Finding]) -> list[st
   return [model for model in table.models(frame) if model not in doubtful]
 
 
-def mend(
-  frame: 'pd.DataFrame', findings: Sequence[Finding], which: Collection[str]
-) -> tuple['pd.DataFrame', list[str]]:
-  """A table without what some checks found: scales set right, mixed and empty columns left out.
-
-  Args:
-    frame: As `table.read` gives it.
-    findings: Of `run` on it.
-    which: Names of checks that are acted upon.
-
-  Returns:
-    The new table, and a sentence for each change.
-  """
-  out, said = frame.copy(), []
-  for finding in findings:
-    if finding.check not in which:
-      continue
-    if finding.check == 'scale':
-      columns = list(finding.columns)
-      out.loc[list(finding.rows), columns] = frame.loc[list(finding.rows), columns] * 100
-      said.append(f'{", ".join(columns)}: {words.count(len(finding.rows), "row")} times 100.')
-    elif finding.check in ('mixed', 'constant'):
-      gone = [c for c in finding.columns if c in out]
-      out = out.drop(columns=gone)
-      said += [f'{", ".join(gone)}: left out ({finding.check}).'] if gone else []
-    elif finding.check == 'range':
-      for column in finding.columns:
-        wrong = (out[column] < 0) | (out[column] > 100)
-        out.loc[wrong, column] = np.nan
-        scores = words.count(int(wrong.sum()), 'impossible score')
-        said.append(f'{column}: {scores} taken as missing.')
-    elif finding.check == 'doubled':
-      out = out.drop(index=[row for row in finding.rows if row in out.index])
-      said.append(f'Used once: {words.count(len(finding.rows), "row")} found twice.')
-  out.attrs = dict(frame.attrs)
-  return out, said
-
-
-def _scores(frame: 'pd.DataFrame') -> list[str]:
+def scores(frame: 'pd.DataFrame') -> list[str]:
+  """Score columns with a value."""
   return [c for c in table.benchmarks(frame) if frame[c].notna().any()]
 
 
 def _duplicate_bases(frame: 'pd.DataFrame') -> list[Finding]:
-  columns = _scores(frame)
+  columns = scores(frame)
   out = []
   for pair in copies.base_pairs(frame, columns):
     names = (str(frame['model_name'].iloc[pair.first]), str(frame['model_name'].iloc[pair.second]))
@@ -134,7 +97,7 @@ def _duplicate_bases(frame: 'pd.DataFrame') -> list[Finding]:
 
 def _copied_rows(frame: 'pd.DataFrame') -> list[Finding]:
   out = []
-  for kind, pairs in copies.row_pairs(frame, _scores(frame)).items():
+  for kind, pairs in copies.row_pairs(frame, scores(frame)).items():
     shared = [c for c in pairs[0].columns if all(c in pair.columns for pair in pairs)]
     rows = [int(frame.index[i]) for pair in pairs for i in (pair.first, pair.second)]
     text = (
@@ -148,7 +111,7 @@ def _copied_rows(frame: 'pd.DataFrame') -> list[Finding]:
 
 def _mixed(frame: 'pd.DataFrame') -> list[Finding]:
   out = []
-  for column in _scores(frame):
+  for column in scores(frame):
     found = denominators.mixed(frame[column].to_numpy(float))
     if found is None:
       continue
@@ -166,7 +129,7 @@ def _mixed(frame: 'pd.DataFrame') -> list[Finding]:
 def _scales(frame: 'pd.DataFrame') -> list[Finding]:
   """Scores on 0–1: whole columns, or nearly all scores of one model."""
   out = []
-  columns = [c for c in _scores(frame) if len(frame[c].dropna().unique()) >= 5]
+  columns = [c for c in scores(frame) if len(frame[c].dropna().unique()) >= 5]
   small = {}
   for column in columns:
     x = frame[column].dropna()
@@ -190,7 +153,7 @@ def _scales(frame: 'pd.DataFrame') -> list[Finding]:
 
 def _range(frame: 'pd.DataFrame') -> list[Finding]:
   out = []
-  for column in _scores(frame):
+  for column in scores(frame):
     wrong = frame.index[(frame[column] < 0) | (frame[column] > 100)]
     if len(wrong):
       text = f'{column} has {words.count(len(wrong), "score")} outside 0–100.'
@@ -233,7 +196,7 @@ def _bases(frame: 'pd.DataFrame') -> list[Finding]:
 
 def _missing(frame: 'pd.DataFrame') -> list[Finding]:
   """Cells that are empty, gathered by rows that lack the same columns; and absent runs."""
-  columns = [c for c in _scores(frame) if frame[c].notna().mean() >= _RARE]
+  columns = [c for c in scores(frame) if frame[c].notna().mean() >= _RARE]
   lacks = frame[columns].isna()
   out = []
   patterns = lacks[lacks.any(axis=1)].apply(lambda row: tuple(row.index[row]), axis=1)
@@ -262,6 +225,7 @@ def _constant(frame: 'pd.DataFrame') -> list[Finding]:
   out = []
   # Of a study all released columns are there, most of them empty.
   empty = [column for column in table.benchmarks(frame) if not frame[column].notna().any()]
+  several = frame['model_name'].nunique() > 1  # Of one, see `_unmoved`.
   if empty:
     out.append(Finding('constant', 'gap', f'No value: {", ".join(empty)}.', (), tuple(empty)))
   for column in table.benchmarks(frame):
@@ -272,7 +236,7 @@ def _constant(frame: 'pd.DataFrame') -> list[Finding]:
     if len(x) < _RARE * len(frame):
       text = f'{column} has values in {len(x)} of {len(frame)} rows only'
       text += f', of which {share:.0%} are equal.'
-    elif share >= _CONSTANT and len(x) > 2:
+    elif share >= _CONSTANT and len(x) > 2 and several:
       text = f'{column} is nearly constant: {share:.0%} of its values are {x.mode().iloc[0]:g}.'
     else:
       continue
@@ -280,10 +244,37 @@ def _constant(frame: 'pd.DataFrame') -> list[Finding]:
   return out
 
 
+def _unmoved(frame: 'pd.DataFrame') -> list[Finding]:
+  """Of one model equal scores are what training did to it, and no fault of the column."""
+  if frame['model_name'].nunique() != 1:
+    return []
+  base = frame[table.is_base(frame)]
+  kinds: tuple[list[str], list[str]] = ([], [])
+  ends: list[str] = []
+  for column in scores(frame):
+    share = frame[column].value_counts(normalize=True)
+    if share.iloc[0] < _CONSTANT or frame[column].notna().sum() < 3:
+      continue
+    held = base[column].dropna()
+    kinds[0 if len(held) and (held == share.index[0]).all() else 1].append(column)
+    ends += [column] if share.index[0] in (0, 100) else []
+  said = ('Training moved {} in hardly any row.', '{} tells hardly any data apart.')
+  out = []
+  for columns, text in zip(kinds, said, strict=True):
+    text = text.format(_list(columns))
+    if extreme := [c for c in columns if c in ends]:
+      text += (
+        f' All or none is right in {_list(extreme)}: too easy, too hard, or answers not found.'
+      )
+    if columns:
+      out.append(Finding('unmoved', 'note', text, (), tuple(columns)))
+  return out
+
+
 def _format_limited(frame: 'pd.DataFrame') -> list[Finding]:
   """Bases that score low for want of the answer's form: hardly any data fails to mend it."""
   try:
-    block, columns = table.core(frame), _scores(frame)
+    block, columns = table.core(frame), scores(frame)
   except table.Skip:
     return []
   start = frame[table.is_base(frame)].groupby('model_name')[columns].mean()
@@ -337,6 +328,7 @@ CHECKS: dict[str, Callable[['pd.DataFrame'], list[Finding]]] = {
   'no_base': _bases,
   'missing': _missing,
   'constant': _constant,
+  'unmoved': _unmoved,
   'format': _format_limited,
   'repeats': _repeats,
 }

@@ -14,6 +14,8 @@ from typing import Any
 _ROW, _LABEL, _TOP = 24, 190, 124
 _COLOURS = ('#3366aa', '#cc5533', '#449966', '#8855aa', '#aa8822', '#555555', '#22aabb', '#bb3377')
 
+_DASHES = ('', ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"')
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -65,7 +67,8 @@ def heatmap(
     more: Further tables of that shape, told on hovering and written to the CSV: {name: cells}.
   """
   more = more or {}
-  wide = 62
+  # Many columns are narrower, so that the page holds them.
+  wide = min(62, max(44, 880 // max(len(columns), 1)))
   parts = []
   for j, label in enumerate(columns):
     x = _LABEL + j * wide + wide / 2
@@ -142,7 +145,7 @@ def curves(
   series: Mapping[str, Sequence[tuple[float, float | None]]],
   labels: tuple[str, str],
 ) -> Figure:
-  """Lines of (x, y) with a legend; an unknown y leaves a gap."""
+  """Lines of (x, y) with a legend; an unknown y leaves a gap. Beyond eight lines are dashed too."""
   points = [(x, y) for line in series.values() for x, y in line if y is not None and _known(y)]
   xs, ys = [p[0] for p in points] or [0.0, 1.0], [p[1] for p in points] or [0.0, 1.0]
   ticks, marks = _ticks(min(ys), max(ys)), _ticks(min(xs), max(xs))
@@ -163,9 +166,11 @@ def curves(
   ]
   for i, (label, line) in enumerate(series.items()):
     colour = _COLOURS[i % len(_COLOURS)]
+    dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
     known = [(x, y) for x, y in line if _known(y)]
     path = ' '.join(f'{at_x(x):.1f},{at_y(y):.1f}' for x, y in known)
-    parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    stroke = f'fill="none" stroke="{colour}" stroke-width="2"{dash}'
+    parts.append(f'<polyline points="{path}" {stroke}/>')
     parts += [
       f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="4" fill="{colour}" '
       f'data-t="{html.escape(f"{label}, {labels[0]} {x:g}: {_show(y, 2)}")}"/>'
@@ -173,15 +178,16 @@ def curves(
     ]
     y = top + 14 + i * 20
     parts.append(
-      f'<rect x="{left + width + 16}" y="{y - 10}" width="12" height="12" fill="{colour}"/>'
-      f'<text x="{left + width + 34}" y="{y}">{html.escape(label)}</text>'
+      f'<path d="M{left + width + 16} {y - 4}h24" {stroke}/>'
+      f'<text x="{left + width + 46}" y="{y}">{html.escape(label)}</text>'
     )
   parts.append(
     f'<text x="{left + width / 2}" y="{top + height + 38}" class="c">'
     f'{html.escape(labels[0])}</text><text x="4" y="14">{html.escape(labels[1])}</text>'
   )
   lines = [[label, x, y] for label, line in series.items() for x, y in line]
-  size = (left + width + 250, max(top + height + 46, 30 + 20 * len(series)))
+  legend = 60 + 7 * max(map(len, series), default=0)
+  size = (left + width + max(legend, 250), max(top + height + 46, 30 + 20 * len(series)))
   return Figure(name, caption, _svg(parts, size), (('series', *labels), lines))
 
 
@@ -276,7 +282,8 @@ def _ticks(low: float, high: float) -> list[float]:
   span = max(high - low, 1e-9)
   step = 10 ** math.floor(math.log10(span / 4))
   step *= next((k for k in (1, 2, 5, 10) if span / (step * k) <= 6), 10)
-  first, last = math.floor(low / step), math.ceil(high / step)
+  # A sum of shares that is 1 but for its last digit ends at 100 %.
+  first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
   return [round(k * step, 10) for k in range(first, max(last, first + 1) + 1)]
 
 

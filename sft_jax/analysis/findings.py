@@ -72,7 +72,7 @@ def study(
   """Makes a table ready; `trust_bases` counts every model as strict.
 
   Args:
-    scores: As `table.read` or `checks.mend` gives it.
+    scores: As `table.read` or `mend.mend` gives it.
     found: What the checks say of it.
     resamples: Draws where intervals are of such.
     seed: Of the draws.

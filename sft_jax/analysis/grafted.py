@@ -34,9 +34,10 @@ def bands(
   Returns:
     {'models': [{'model_name', 'data_name', 'lora', 'epoch', 'benchmarks', 'bands': [{'graft',
     'first', 'last', 'change_share' (of the squared change of all layers), 'gain' (points over the
-    base, mean over benchmarks), 'nats' (how much the held-out log perplexity fell), 'share' (of
-    what all layers together do, in points or, without benchmarks, in nats), 'r' (mean over the
-    band's depths of the correlation of change and gain)}]}]}; what is unknown is None.
+    base, mean over benchmarks), 'low' and 'high' (its 95 % interval over items), 'nats' (how much
+    the held-out log perplexity fell), 'share' (of what all layers together do, in points or,
+    without benchmarks, in nats), 'r' (mean over the band's depths of the correlation of change and
+    gain)}]}]}; what is unknown is None.
 
   Raises:
     table.Skip: no such table, or none that has both ends to compare with.
@@ -63,7 +64,8 @@ def _one(frame: 'pd.DataFrame', columns: list[str], correlated: Mapping[str, Any
     logs = np.log(frame['ppl-heldout'].astype(float))
     nats = logs[NONE] - logs
   effect = gain if gain is not None else nats
-  lora = str(first['lora']).strip().lower() in ('true', '1', '1.0')
+  # A whole model that is no run's says nothing of it.
+  lora = str(first.get('lora')).strip().lower() in ('true', '1', '1.0')
   depth = int(frame.loc[ALL, 'layers'])
   rows = []
   for name in frame.index:
@@ -80,6 +82,7 @@ def _one(frame: 'pd.DataFrame', columns: list[str], correlated: Mapping[str, Any
         'last': last_layer,
         'change_share': float(row['change-share']),
         'gain': _number(gain, name),
+        **_interval(frame, used, name),
         'nats': _number(nats, name),
         'share': float(effect[name]) / whole if effect is not None and whole else None,
         'r': _correlation(correlated, lora, first_layer, last_layer, depth),
@@ -88,6 +91,20 @@ def _one(frame: 'pd.DataFrame', columns: list[str], correlated: Mapping[str, Any
   facts = {key: first[key] for key in ('model_name', 'data_name')}
   epoch = float(first['epoch']) if 'epoch' in frame and _known(first['epoch']) else 0.0
   return {**facts, 'lora': lora, 'epoch': epoch, 'benchmarks': used, 'bands': rows}
+
+
+def _interval(frame: 'pd.DataFrame', used: list[str], name: str) -> dict[str, float | None]:
+  """Of the mean over benchmarks, from each one's (MOVER: Zou & Donner, Stat. Med. 27, 2008)."""
+  ends: dict[str, float | None] = {}
+  for sign, end in ((-1, 'low'), (1, 'high')):
+    columns = [f'{c}-change-{end}' for c in used]
+    known = bool(used) and all(c in frame and _known(frame.loc[name, c]) for c in columns)
+    ends[end] = None
+    if known:
+      change = frame.loc[name, used].to_numpy(float) - frame.loc[NONE, used].to_numpy(float)
+      reach = np.linalg.norm(frame.loc[name, columns].to_numpy(float) - change)
+      ends[end] = float(change.mean() + sign * reach / len(used))
+  return ends
 
 
 def _correlation(

@@ -160,7 +160,7 @@ def layout(q: np.ndarray, perplexity: float = PERPLEXITY) -> tuple[np.ndarray, s
   if len(q) < LEAST_FOR_TSNE or not start[:, 0].any():
     return start, 'PCA'
   perplexity = min(perplexity, (len(q) - 1) / 3)
-  return tsne(distances(q), start, perplexity)[0], f't-SNE, perplexity {perplexity:g}'
+  return tsne(distances(q), start, perplexity)[0], f't-SNE, perplexity {perplexity:.3g}'
 
 
 def silhouette(distance: np.ndarray, labels: Sequence[Any]) -> float:
@@ -184,9 +184,9 @@ def silhouette(distance: np.ndarray, labels: Sequence[Any]) -> float:
 
 
 def purity(distance: np.ndarray, labels: Sequence[Any]) -> float:
-  """Share of models whose nearest other model has the same label."""
+  """Share of models whose nearest other model has the same label; NaN of a single label."""
   code = np.asarray([str(label) for label in labels])
-  if len(code) < 2:
+  if len(set(code)) < 2:
     return math.nan
   apart = distance + np.where(np.eye(len(code), dtype=bool), np.inf, 0)
   return float((code == code[apart.argmin(1)]).mean())

@@ -39,6 +39,13 @@ def _gains(answer: Answer) -> list[str]:
     known = {d: part for d, part in overall.items() if part['mean'] is not None}
     if not known:
       continue
+    tables = answer[name], answer['positive'][name]
+    if not any(value for held in tables for row in held.values() for value in row.values()):
+      out.append(
+        f'{word}: no score of any run differs from its untrained model’s; training changed nothing '
+        'that these benchmarks see.'
+      )
+      continue
     ranked = sorted(known, key=lambda d: -known[d]['mean'])
     sure = [d for d in ranked if known[d]['decided']]
     up = [f'{d} {_interval(known[d])}' for d in sure if known[d]['mean'] > 0]

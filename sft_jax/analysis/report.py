@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from sft_jax.analysis import checks, figures, findings, measured, pictures, plain, table
+from sft_jax.analysis import checks, figures, findings, measured, mend, pictures, plain, table
 from sft_jax.utils import io, log, words
 from sft_jax.utils.errors import UserError
 
@@ -83,7 +83,7 @@ def analyse(
     UserError: the table allows no analysis at all.
   """
   found = checks.run(frame)
-  mended, changes = checks.mend(frame, found, [name for name in which if name in _MENDING])
+  mended, changes = mend.mend(frame, found, [name for name in which if name in _MENDING])
   trusted = 'base_copy' not in which
   study = findings.study(mended, found, resamples, seed, trust_bases=trusted)
   if not study.columns:

@@ -55,6 +55,7 @@ FAMILIES = {
   'Llama3': ('Meta-Llama-3-8B', 'llama-3-chinese-8b', 'Llama-3-Swallow-8B-v0.1'),
   'Mistral': ('Mistral-7B-v0.1', 'Chinese-Mistral-7B-v0.1'),
 }
+_NAMES = ('model_name', 'data_name', 'lr_strategy')  # Words, though one may be a number.
 BASE = 'pretrain'  # What a base's row has for data.
 ALL = 'all'  # All data sets together.
 WITHOUT = 'w/o-'  # All but the one named after it.
@@ -67,6 +68,7 @@ _PARTS = ('mtbench-', 'LongBench')
 _SHOTS = re.compile(r'[-_]\d+shot(-ll|-gen)?$')
 # Sizes that differ by less than this factor are one size: data of n records, less what is held out.
 _SIZE_RATIO = 1.5
+_ABSURD = 1e6  # No score on any scale is so large.
 
 
 class Skip(Exception):
@@ -223,10 +225,12 @@ def _frame(path: epath.PathLike) -> 'pd.DataFrame':
         return pd.read_parquet(file)
       with file.open('r') as f:
         header = next(csv.reader(f), [])
-      if not header:
-        raise UserError('an empty file', str(path), 'give comma-separated values with a header')
+      if not header or (len(header) == 1 and re.search(r'[;\t|]', header[0])):
+        what = 'one column' if header else 'an empty file'
+        raise UserError(what, str(path), 'give comma-separated values with a header')
       with file.open('r') as f:
-        return pd.read_csv(f, names=_own_names(header), skiprows=1, low_memory=False)
+        kinds: Any = dict.fromkeys((*_NAMES, 'run-id'), str)
+        return pd.read_csv(f, names=_own_names(header), skiprows=1, low_memory=False, dtype=kinds)
   except (ValueError, csv.Error) as e:
     reason = str(e).splitlines()[0]
     raise UserError(f'not a table: {reason}', str(path), 'give a csv or parquet file') from e
@@ -237,7 +241,7 @@ def _own_names(header: Sequence[str]) -> list[str]:
   seen: dict[str, int] = {}
   out = []
   for name in header:
-    name = name.strip()
+    name = name.strip('\ufeff \t')  # Spreadsheets begin a file with a mark of its encoding.
     again = seen.get(name, 0)
     seen[name] = again + 1
     out.append(f'{name}\n{again}' if again else name)
@@ -281,8 +285,9 @@ def _complete(frame: 'pd.DataFrame', notes: list[str]) -> 'pd.DataFrame':
   frame['lora'] = lora.astype(object).where(lora.notna() & ~base, None)
   for column in ('epoch', 'data_size'):
     frame[column] = pd.to_numeric(frame[column], errors='coerce').fillna(0.0)
-  for column in ('model_name', 'data_name', 'lr_strategy'):
-    frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
+  for column in _NAMES:
+    there = frame[column].notna()
+    frame[column] = frame[column].astype(str).astype(object).where(there, None)
   unnamed = frame['model_name'].isna() | frame['data_name'].isna()
   if unnamed.any():
     rows = words.count(int(unnamed.sum()), 'row')
@@ -300,16 +305,15 @@ def _complete(frame: 'pd.DataFrame', notes: list[str]) -> 'pd.DataFrame':
 
 
 def _as_numbers(frame: 'pd.DataFrame', columns: Iterable[str], notes: list[str]) -> 'pd.DataFrame':
-  import numpy as np
   import pandas as pd
 
   numbers: dict[str, Any] = {}
   for column in columns:
     value = pd.to_numeric(frame[column], errors='coerce').astype(float)
-    value = value.where(np.isfinite(value))
+    value = value.where(value.abs() <= _ABSURD)
     if lost := int((value.isna() & frame[column].notna()).sum()):
       cells = words.count(lost, 'cell')
-      notes.append(f'{cells} of {column} with no finite number: taken as missing.')
+      notes.append(f'{column}: no score in {cells}, taken as missing.')
     numbers[column] = value
   rest = frame.drop(columns=list(numbers))
   return pd.concat([rest, pd.DataFrame(numbers)], axis=1)[frame.columns]

@@ -1,13 +1,15 @@
 """`--mode=recommend`: what to expect of data sets before any training, and how sure that is.
 
 From a table of other models' results, and, where `config.model.path` names the base, from what the
-data look like to it. A prior for a race (`choose_mode.py`), not in place of one.
+data look like to it. With `config.data.select` candidates are what it takes of each data set, and
+are called as runs on that, NAME+SELECT. A prior for a race (`choose_mode.py`), not in its place.
 """
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +18,11 @@ from sft_jax import spec as spec_lib
 from sft_jax.analysis import recommend, table
 from sft_jax.analysis.recommend import Expected
 from sft_jax.decide import choose_data
+from sft_jax.evals.model import Subject
 from sft_jax.evals.probes import dataset_properties
-from sft_jax.execution import inputs, opened
-from sft_jax.utils import io, log, words
+from sft_jax.execution import inputs, opened, selected
+from sft_jax.models import source as model_source
+from sft_jax.utils import io, log, select, words
 from sft_jax.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,13 +60,15 @@ def run(config: Any, workdir: str = '') -> dict[str, Any]:
     what = f'the table has no scores of {wrong[0]}' if targets else 'no target given'
     raise UserError(what, 'config.recommend.target', f'name columns, such as {known}')
   data = choose_data.labelled(choose_data.split(asked.data, 'config.recommend.data'))
+  part = select.canonical(config.data.select)
+  names = [f'{name}+{part}' if part else name for name in data]
   try:
     scores = recommend.scores_of(frame, targets, _METHODS[asked.method])
   except table.Skip as e:
     raise UserError(f'the table {e}', asked.table) from e
   if asked.base and asked.base not in scores.index:
     log.warn(f'the table has no model {asked.base!r}: all of its models tell')
-  found = recommend.recommend(scores, list(data), asked.base)
+  found = recommend.recommend(scores, names, asked.base)
   properties = measured(config, data) if config.model.path and data else {}
   predicted = _predicted(frame, scores, properties, asked.base)
   candidates = sorted(
@@ -97,10 +103,11 @@ def _row(
 def measured(config: Any, data: Mapping[str, str]) -> dict[str, dict[str, float]]:
   """{candidate: properties under the base}, of those that can be read as data.
 
-  `config.eval.train_limit` examples of each count, as of `ppl-train` in a table.
+  `config.eval.train_limit` examples of each count, as of `ppl-train` in a table. With
+  `config.data.select` they are told of all examples and of those that it takes.
   """
   model = opened.of_base(config)
-  subject = None
+  subject = functools.cache(model.load)
   out: dict[str, dict[str, float]] = {}
   most = config.eval.train_limit or None
   for name, source in data.items():
@@ -109,17 +116,38 @@ def measured(config: Any, data: Mapping[str, str]) -> dict[str, dict[str, float]
       own.data.name = own.data.path = ''
       own.data[choose_data.kind(source)] = source
     try:
-      spec = spec_lib.from_config(own, model.spec.compute_dtype)
+      spec = spec_lib.from_config(own, '')
+      spec = dataclasses.replace(spec, compute_dtype=model.spec.compute_dtype)
       found = inputs.load_data(spec, model.model.tokenizer, [], config.data.dir)
     except UserError as e:
       # A name of the table alone need not be at hand.
       log.warn(f'{name} is not measured: {e}')
       continue
-    subject = subject or model.load()
-    out[name], _ = dataset_properties.dataset_properties(
-      subject, found.train_records[:most], found.train[:most], config.eval.tokens_per_batch
-    )
+    parts = {name: found}
+    if spec.data_select:
+      parts[f'{name}+{spec.data_select}'] = _selected(config, model, spec, found, subject)
+    for one, held in parts.items():
+      out[one], _ = dataset_properties.dataset_properties(
+        subject(), held.train_records[:most], held.train[:most], config.eval.tokens_per_batch
+      )
   return out
+
+
+def _selected(
+  config: Any,
+  model: opened.Opened,
+  spec: spec_lib.RunSpec,
+  data: inputs.Data,
+  subject: Callable[[], Subject],
+) -> inputs.Data:
+  """What a run would train on; scores of examples are kept where runs keep theirs."""
+  contents = inputs.contents(model.model, data, spec.template)
+  if config.model.adapter:
+    # Scores under another model than the base by itself.
+    contents = dataclasses.replace(contents, base=model.digest)
+  place = model_source.cache_root(config.cache_dir) / 'perplexity'
+  tokens = config.eval.tokens_per_batch
+  return selected.select(data, spec, contents, subject, place, tokens)[0]
 
 
 def _predicted(

@@ -130,12 +130,13 @@ def _score_grafts(
       config.eval, one.data, one.writer, one.window, own, stop, session, cache
     )
     scores = asked.run(one.change.subject(which), 0, lambda step: None)
-    rows[which.name] = one.row | scores
+    rows[which.name] = one.row | {'graft': which.name} | scores
     own.put_row(rows[which.name])
     told = ', '.join(f'{name} {scores[name]:.2f}' for name in asked.headline if name in scores)
     log.say(f'{which.name:<10} {told}')
   file = place.path / 'grafts.csv'
-  table = graft.table(made, rows, norms)
+  sure = peers.from_first(graft.intervals(place.path / 'grafts', made) if peers.is_first() else {})
+  table = graft.table(made, {name: row | sure.get(name, {}) for name, row in rows.items()}, norms)
   if peers.is_first():
     about = {'probe': 'grafts', 'format': graft.FORMAT, 'graft': config.eval.graft}
     tables.write_rows(file, table, about | {'layer-norms': norms.tolist()})

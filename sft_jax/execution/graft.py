@@ -6,6 +6,7 @@ zero where a layer stays the base's, for a whole model a choice of parameters by
 training a band only (`config.train.layers`).
 """
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
+from sft_jax.evals import compare, records
 from sft_jax.evals import model as eval_model
 from sft_jax.evals.probes import layer_delta
 from sft_jax.utils import trees
@@ -145,6 +148,31 @@ def _chosen(tuned: Tree, base: Tree, layers: jax.Array, outside: jax.Array) -> T
     return jnp.where(mask, new, old[path])
 
   return trees.map_with_path(one, tuned)
+
+
+def intervals(place: epath.PathLike, made: Sequence[Graft]) -> dict[str, dict[str, float]]:
+  """How far each graft's scores lie from the base's, item by item (`evals/compare.py`).
+
+  Args:
+    place: Directory of the workdirs of the grafts.
+    made: What was scored; without benchmarks there are no items, and so no intervals.
+
+  Returns:
+    {graft: {f'{column}-change-low', f'{column}-change-high': 95 % interval in the column's unit}}.
+  """
+  out: dict[str, dict[str, float]] = {}
+  for graft in made:
+    if graft.name == NONE:
+      continue
+    # A judge that failed everywhere leaves nothing to compare.
+    with contextlib.suppress(UserError):
+      before, after = (records.read(str(epath.Path(place) / name)) for name in (NONE, graft.name))
+      for one in compare.compare(before, after):
+        low, high = one.difference.low, one.difference.high
+        if low is not None and high is not None:
+          head = f'{one.about["column"]}-change'
+          out.setdefault(graft.name, {}).update({f'{head}-low': low, f'{head}-high': high})
+  return out
 
 
 def table(

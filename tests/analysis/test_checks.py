@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sft_jax.analysis import checks, table
+from sft_jax.analysis import checks, mend, table
 from tests.analysis import synthetic
 
 SEEDS = range(6)
@@ -93,9 +93,9 @@ def test_scale_of_a_column_and_of_a_model(tmp_path):
     findings = checks.run(right)
     scale = [f for f in findings if f.check == 'scale']
     assert scale and set(scale[0].columns) <= wanted and 'gsm8k-0shot' in scale[0].columns
-    mended, said = checks.mend(right, findings, ['scale'])
+    mended, said = mend.mend(right, findings, ['scale'])
     assert said and mended['gsm8k-0shot'].min() > 1
-    assert checks.mend(right, findings, [])[0].equals(right)
+    assert mend.mend(right, findings, [])[0].equals(right)
 
 
 def test_gaps_and_constants(tmp_path):

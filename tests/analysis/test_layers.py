@@ -48,6 +48,11 @@ def test_correlations_are_numpys():
   assert found['pooled'][4] == pytest.approx(np.corrcoef(a, b)[0, 1])
   left = [v - c * (c @ v) / (c @ c) for v in (a, b)]
   assert found['partial'][4] == pytest.approx(np.corrcoef(*left)[0, 1])
+  # Depths 0.35 to 0.65 against 0 to 0.3 and 0.7 to 1.
+  r = found['mean']
+  outer = np.concatenate([r[:7], r[14:]])
+  assert found['middle'] == pytest.approx(r[7:14].mean() - outer.mean())
+  assert found['middle_low'] < found['middle'] < found['middle_high']
 
 
 def test_too_little_has_a_reason():

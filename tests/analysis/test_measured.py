@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from configs import report as report_config
-from sft_jax.analysis import layers, report, table
+from sft_jax.analysis import findings, grafted, layers, measured_alone, models_told, report, table
 from sft_jax.utils import io, tables
 from tests.analysis import studies
 
@@ -111,6 +111,8 @@ def test_grafts_stand_beside_the_correlation(place, numbers, tmp_path):
     ends = {} if name == 'none' else {'first': first, 'last': last}
     count = last - first + 1 if ends else 0
     numbers_of = {'graft': name, 'layers': count, 'change-share': share, 'x-0shot': score}
+    if ends and name != '0-2':  # Not all have an interval.
+      ends |= {'x-0shot-change-low': score - 42, 'x-0shot-change-high': score - 39.5}
     rows.append(one | numbers_of | ends)
   tables.write_rows(tmp_path / 'study' / 'probes' / 'a' / 'grafts.csv', rows, {})
   found, page = told(tmp_path / 'study')
@@ -122,8 +124,49 @@ def test_grafts_stand_beside_the_correlation(place, numbers, tmp_path):
   # Depths 0.25 to 0.65 are within layers 2.5 to 7.5 of 0 to 11.
   assert effect['3-7']['r'] == pytest.approx(np.mean(curve[5:14]))
   said = ' '.join(found['sentences']['grafts'])
-  assert 'all of the change +4.00 points' in said and 'layers 3-7 alone +3.00, 75% of it' in said
+  assert (effect['3-7']['low'], effect['3-7']['high']) == (1, 3.5)
+  assert effect['0-2']['low'] is effect['0-2']['high'] is None
+  assert 'all of the change +4.00 points' in said and 'layers 0-2 alone +1.00 (no interval)' in said
+  assert 'layers 3-7 alone +3.00 (95 % interval +1.00 to +3.50), 75% of it' in said
   assert 'csv/grafts_0.csv' in page
+
+
+def test_intervals_of_several_benchmarks_go_together(tmp_path):
+  """Of symmetric ones: errors of independent means add up as squares."""
+  errors, change = {'x-0shot': 1.5, 'y-0shot': 2.0}, {'x-0shot': 4.0, 'y-0shot': 1.0}
+  one = {'model_name': 'm', 'data_name': 'd', 'change-share': 1, 'layers': 2, 'first': 0, 'last': 1}
+  base, tuned = {'graft': 'none', **dict.fromkeys(errors, 50.0)}, {'graft': 'all'}
+  for name, error in errors.items():
+    tuned |= {name: 50 + change[name], f'{name}-change-low': change[name] - 1.96 * error}
+    tuned[f'{name}-change-high'] = change[name] + 1.96 * error
+  tables.write_rows(tmp_path / 'probes' / 'a' / 'grafts.csv', [one | base, one | tuned], {})
+  study = findings.Study(pd.DataFrame(), None, list(errors), [])
+  ((band,),) = (model['bands'] for model in grafted.bands(study, tmp_path, {})['models'])
+  assert band['gain'] == 2.5
+  assert (band['low'], band['high']) == pytest.approx((2.5 - 1.96 * 1.25, 2.5 + 1.96 * 1.25))
+
+
+def test_models_that_are_called_alike_all_have_a_line():
+  layer = {'depth': 0.0, 'base': 9.0, 'tuned': 9.1, 'change': 0.1, 'change_stderr': 0.2}
+  one = {'model_name': 'm', 'data_name': 'd', 'lora': True, 'epoch': 1, 'n': 50}
+  models = [one | {'layers': [layer | {'change': 0.1 * i}]} for i in range(3)]
+  (figure,) = models_told.DRAW['dimension']({'k': 4, 'models': models})
+  assert [(row[0], row[2]) for row in figure.table[1]] == [
+    ('d LoRA 1', 0.0), ('d LoRA 1 (2)', 0.1), ('d LoRA 1 (3)', 0.2)
+  ]  # fmt: skip
+  (said,) = models_told.SAY['dimension']({'k': 4, 'models': models})
+  assert said.startswith('In no layer of 3 of 3 models') and '+0.2 (± 0.4)' in said
+
+
+def test_a_share_of_next_to_nothing_is_not_told():
+  band = {'first': 0, 'last': 4, 'change_share': 0.5, 'low': None, 'high': None, 'r': None}
+  bands = [band | {'graft': '0-4', 'gain': None, 'nats': 0.06, 'share': 9.55}]
+  bands += [band | {'graft': '5-9', 'gain': None, 'nats': -0.01, 'share': -1.5}]
+  bands += [band | {'graft': 'all', 'gain': None, 'nats': 0.006, 'share': 1.0}]
+  one = {'model_name': 'm', 'data_name': 'd', 'lora': True, 'epoch': 1, 'benchmarks': []}
+  first, last = models_told.SAY['grafts']({'models': [one | {'bands': bands}]})
+  assert 'layers 0-4 alone +0.06 (50% of the change)' in first
+  assert 'layers 5-9 alone -0.01, -150% of it' in first and 'there is no interval' in last
 
 
 def test_a_table_elsewhere_is_read_with_what_lies_beside_it(place, numbers, tmp_path):
@@ -223,3 +266,28 @@ def test_of_one_model_data_sets_are_all_that_is_told(place, tmp_path):
   assert found['predictors']['lora']['rivals']['similarity']['low'] < 0
   assert found['layers']['lora']['alone']['n'] == DATA
   assert 'of one model' in page and 'middle third of depths less the outer ones' in page
+
+
+def test_a_score_is_of_the_longest_name_that_it_begins_with():
+  alike = {'mmlu': 0.1, 'mmlu_pro': 0.3, 'boolq': 0.5, 'absent': 0.7}
+  rows = [
+    {'model_name': 'm', 'data_name': data, 'benchmark': name, 'cosine_of_means': sign * value}
+    for name, value in alike.items()
+    for data, sign in (('d', 1), ('e', -1), ('elsewhere', 1))
+  ]
+  columns = ['overall', 'mmlu-0shot', 'mmlu_pro-5shot-ll', 'BoolQ-0shot', 'piqa-0shot-ll']
+  found = measured_alone.similarity(pd.DataFrame(rows), ['m', 'other'], ['d', 'e'], columns)
+  np.testing.assert_allclose(found[0, 0], [0.3, 0.1, 0.3, 0.5, np.nan])
+  np.testing.assert_allclose(found[0, 1], -found[0, 0])
+  assert np.isnan(found[1]).all()
+
+
+def test_changes_of_one_model_are_of_data_sets_that_have_all():
+  rng = np.random.default_rng(0)
+  values, gains = rng.normal(size=(1, 7, 21)), rng.normal(size=(1, 7))
+  values[0, 2, 5] = gains[0, 4] = np.nan
+  kept = [0, 1, 3, 5, 6]
+  found = measured_alone.depths(values, gains)
+  r = np.array([np.corrcoef(values[0, kept, p], gains[0, kept])[0, 1] for p in range(21)])
+  assert found['n'] == 5 and found['r'][0] == pytest.approx(r.tolist())
+  assert measured_alone.depths(values[:, :4], gains[:, :4]) is None

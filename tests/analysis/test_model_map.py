@@ -52,6 +52,8 @@ def test_tsne_is_as_good_as_that_of_scikit_learn():
   theirs.fit_transform(points)
   assert left <= theirs.kl_divergence_ * 1.1
   assert model_map.purity(model_map.distances(places), labels) == 1
+  # Of one label alone it says nothing.
+  assert np.isnan(model_map.purity(model_map.distances(places), ['a'] * len(labels)))
   again, _ = model_map.tsne(squared, start, 20)
   np.testing.assert_array_equal(places, again)
 

@@ -60,12 +60,14 @@ def test_the_depth_that_goes_with_gains_is_in_the_middle():
   values = rng.normal(size=(10, 21))
   assert one_model.thirds(4).tolist() == [False, True, True, False]
   inner = one_model.thirds(21)
+  assert np.flatnonzero(inner).tolist() == list(range(7, 14))
   values[:, inner] = y[:, None] + 0.3 * rng.normal(size=(10, inner.sum()))
   found = one_model.middle([(values, y), (values[:, ::-1], 2 * y + 1)])
   assert found['low'] > 0 and len(found['r']) == 2
   assert found['r'][0][10] == pytest.approx(stats.pearsonr(values[:, 10], y).statistic)
   r = np.array(found['r'])
-  assert found['value'] == pytest.approx((r[:, inner].mean(1) - r[:, ~inner].mean(1)).mean())
+  outer = np.concatenate([r[:, :7], r[:, 14:]], axis=1)
+  assert found['value'] == pytest.approx((r[:, 7:14].mean(1) - outer.mean(1)).mean())
 
 
 def test_seeds_are_shrout_and_fleiss():

@@ -59,6 +59,20 @@ def test_curves_name_both_axes():
   assert '>epoch<' in svg and '>gain<' in svg
 
 
+def test_many_lines_are_told_apart_and_named_in_full():
+  lines = {f'a rather long name of a model, number {i}': [(0.0, i), (1.0, i)] for i in range(20)}
+  svg = figures.curves('c', 'Lines.', lines, ('depth', 'change')).svg
+  strokes = re.findall(r'<polyline [^>]*?(stroke="[^"]+" stroke-width="2"[^>/]*)/>', svg)
+  assert len(set(strokes)) == len(strokes) == 20
+  width, legend = (float(re.search(p, svg)[1]) for p in (r'width="(\d+)"', r'<text x="(626)"'))
+  assert width - legend > 6.5 * max(map(len, lines))
+
+
+def test_shares_end_at_a_hundred():
+  svg = figures.curves('c', 'Lines.', {'one': [(1.0, 50.0), (2.0, 100 + 1e-12)]}, ('k', '%')).svg
+  assert '>100<' in svg and '>110<' not in svg
+
+
 def test_same_bytes_again(tmp_path):
   synthetic.clean(0).to_csv(tmp_path / 'results.csv')
   first, second = (
@@ -80,7 +94,6 @@ def test_same_bytes_again(tmp_path):
     ('model_name,data_name,gsm8k-0shot\n', 'no rows'),
     ('model_name,data_name,gsm8k-0shot\nm,pretrain,3\n', 'nothing can be said'),
     ('model_name,data_name,gsm8k-0shot\nm,pretrain,\nm,d,\n', 'no benchmark has a score'),
-    ('model_name,data_name,nq-0shot\nm,pretrain,0\nm,d,0\nm,e,0\n', 'more: nq-0shot: left out'),
   ],
 )
 def test_bad_tables(write, what, tmp_path):
@@ -88,6 +101,54 @@ def test_bad_tables(write, what, tmp_path):
     (tmp_path / 'results.csv').write_text(write)
   with pytest.raises(UserError, match=what):
     report.report(config(), str(tmp_path))
+
+
+@pytest.mark.parametrize('models', ['m', 'mn'])
+def test_that_training_changed_no_score_is_told(models, tmp_path):
+  rows = [f'{m},{d},0,60' for m in models for d in ('pretrain', 'd', 'e', 'f')]
+  numbers = numbers_of(tmp_path, rows, 'nq-0shot,mmlu-0shot')
+  assert numbers['about']['benchmarks'] == ['nq-0shot', 'mmlu-0shot']
+  (said,) = numbers['sentences']['Q1']
+  assert 'no score of any run differs' in said
+  texts = [fault['text'] for fault in numbers['faults']]
+  if len(models) == 1:
+    wanted = (
+      'Training moved nq-0shot, mmlu-0shot in hardly any row. All or none is right in nq-0shot'
+    )
+    assert any(text.startswith(wanted) for text in texts) and not numbers['changes']
+  else:
+    assert any('mmlu-0shot is nearly constant: 100%' in text for text in texts)
+    assert 'nq-0shot, mmlu-0shot: kept, though nearly constant' in numbers['changes'][0]
+
+
+def numbers_of(place, rows, columns):
+  (place / 'results.csv').write_text('\n'.join([f'model_name,data_name,{columns}', *rows, '']))
+  report.report(config(), str(place))
+  return json.loads((place / 'report' / 'findings.json').read_text())
+
+
+def test_the_same_gain_everywhere_is_a_gain_of_one_model(tmp_path):
+  rows = ['m,pretrain,10,10', *(f'm,d{i},30,{20 + i}' for i in range(12))]
+  numbers = numbers_of(tmp_path, rows, 'nq-0shot,mmlu-0shot')
+  assert numbers['Q1']['full']['d3'] == {'nq-0shot': 20, 'mmlu-0shot': 13}
+  texts = [fault['text'] for fault in numbers['faults']]
+  assert 'nq-0shot tells hardly any data apart.' in texts
+
+
+def test_names_that_are_numbers_and_scores_that_are_none(tmp_path):
+  rows = [f'{m},{d},{i * 3 + k}' for i, m in enumerate(('007', '8')) for k, d in enumerate('1234')]
+  numbers = numbers_of(tmp_path, [*rows, '8,5,1e308', '007,pretrain,4', '8,pretrain,5'], 'nq-0shot')
+  assert numbers['about']['models'] == ['007', '8'] and set(numbers['Q1']['full']) == set('12345')
+  assert 'nq-0shot: no score in 1 cell, taken as missing.' in numbers['notes']
+
+
+def test_a_table_out_of_a_spreadsheet(tmp_path):
+  text = 'model_name,data_name,nq-0shot\nm,pretrain,1\nm,d,2\n'
+  (tmp_path / 't.csv').write_text(f'\ufeff{text}', encoding='utf-8')
+  assert table.read(tmp_path / 't.csv')['model_name'].tolist() == ['m', 'm']
+  (tmp_path / 't.csv').write_text(text.replace(',', ';'))
+  with pytest.raises(UserError, match=r'one column .*t\.csv. — give comma-separated'):
+    table.read(tmp_path / 't.csv')
 
 
 def test_bad_settings(tmp_path):

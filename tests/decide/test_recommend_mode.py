@@ -70,6 +70,26 @@ def test_with_data_measured_under_the_base(table, tiny_files, tmp_path):
   assert found['mine']['low'] < found['mine']['mean'] < found['mine']['high']
 
 
+def test_of_what_is_selected(table, tiny_files, tmp_path):
+  """Candidates are the examples that a run would train on, which the table does not know."""
+  model, data = tiny_files
+  given = tiny.config(
+    model, '', eval__train_limit=0, data__select='ppl:low:.25', cache_dir=str(tmp_path)
+  )
+  given.recommend.update(asked(table, data=str(data)).recommend)
+  with tiny.on_devices():
+    found = recommend_mode.measured(given, {'sums': str(data)})
+    (row,) = recommend_mode.run(given)['candidates']
+  low = found['sums+ppl:low:0.25']
+  assert row['data'] == 'sums+ppl:low:0.25' and row['properties'] == low
+  assert low['ppl-data-response'] < 0.9 * found['sums']['ppl-data-response']
+  # By the line through the data set that was measured here and is in the table.
+  assert row['from'] == 'perplexity'
+  without = asked(table, data='sums')
+  without.data.select = 'ppl:low:0.25'
+  assert recommend_mode.run(without)['candidates'][0]['from'] == 'unknown'
+
+
 @pytest.mark.parametrize(
   'changes, words',
   [

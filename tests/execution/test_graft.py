@@ -8,6 +8,9 @@ import pytest
 import torch
 import transformers
 
+from benchmarks import planted_grafts
+from sft_jax import comparison
+from sft_jax.analysis import measured_told
 from sft_jax.evals import loglik
 from sft_jax.execution import evaluate, graft, opened
 from sft_jax.study import delta
@@ -130,6 +133,37 @@ def test_a_planted_cause_is_in_its_band_alone(pair, tiny_files, texts):
     np.testing.assert_array_equal(ours(change.subject(one), texts), want, err_msg=one.name)
 
 
+def test_a_planted_cause_is_what_the_report_tells(tiny_files, tmp_path):
+  """Right is what one third of the layers would say; another changed more, to no effect."""
+  cause, idle = planted_grafts.write_pair(tiny_files[0], tmp_path, 0)
+  items = planted_grafts.questions(0, 40)
+  with tiny.on_devices():
+    planted_grafts.ask(tmp_path, items, tmp_path / 'pool')
+    said = planted_grafts.chosen(tmp_path / 'pool')[cause]
+    items = [item | {'label': int(not first)} for item, first in zip(items, said, strict=True)]
+    out = tmp_path / 'study' / 'probes' / 'a'
+    column = planted_grafts.ask(tmp_path, items, out)
+  told = planted_grafts.told(tmp_path / 'study', column)
+  bands = {band['graft']: band for band in told['models'][0]['bands']}
+  assert 0 < bands[cause]['low'] < bands[cause]['gain'] < bands[cause]['high']
+  assert bands[idle]['gain'] == 0 and bands[idle]['low'] < 0 < bands[idle]['high']
+  assert max(planted_grafts.BANDS, key=lambda name: bands[name]['change_share']) == idle
+  first, *_ = measured_told.SAY['grafts'](told)
+  assert f'layers {cause} alone {bands[cause]["gain"]:+.2f} (95 % interval +' in first
+  # The same interval as between the two rows themselves, which say whose they are.
+  given = {'compare__a': f'{out}/grafts/none', 'compare__b': f'{out}/grafts/{cause}'}
+  found = comparison.compare_rows(tiny.config('', '', **given))
+  assert [name.split(' (')[0] for name in found['rows']] == [
+    f'tuned, graft {name}' for name in ('none', cause)
+  ]
+  (task,) = found['tasks'].values()
+  assert task['scores'] == pytest.approx([100 - bands[cause]['gain'], 100])
+  with pytest.raises(
+    UserError, match=r'holds a row for each graft .*compare\.a.* — name one, such'
+  ):
+    comparison.compare_rows(tiny.config('', '', compare__a=str(out), compare__b=str(out)))
+
+
 @pytest.mark.parametrize('method', ['lora', 'full'])
 def test_a_run_is_grafted_in_one_program(method, request, tiny_files, tmp_path, monkeypatch):
   run = request.getfixturevalue(f'{method}_run')
@@ -138,14 +172,16 @@ def test_a_run_is_grafted_in_one_program(method, request, tiny_files, tmp_path, 
   given = tiny.config(f'run:{run}', tiny_files[1], eval__graft='0-0,1-2', eval__train_limit=0)
   programs = lambda: loglik._score._compiled._cache_size()
   seen, subject_of = [], graft.Change.subject
-  note = lambda change: seen.append((change, programs()))
+  # Counted by function, of whatever was chosen from before.
+  choices = lambda change: change._choose._cache_size()
+  note = lambda change: seen.append((change, programs(), choices(change)))
   monkeypatch.setattr(
     graft.Change, 'subject', lambda self, one: note(self) or subject_of(self, one)
   )
   with tiny.on_devices():
     told = evaluate.evaluate(given, str(tmp_path / 'e'))
-  assert {count for _, count in seen[1:]} == {programs()} and programs() <= seen[0][1] + 1
-  assert method == 'lora' or seen[0][0]._choose._cache_size() == 1
+  assert {count for _, count, _ in seen[1:]} == {programs()} and programs() <= seen[0][1] + 1
+  assert choices(seen[0][0]) <= seen[0][2] + (method == 'full')
   with open(tmp_path / 'e' / 'grafts.csv', newline='') as f:
     rows = {row['graft']: row for row in csv.DictReader(f)}
   outside = ['outside'] if method == 'full' else []
