@@ -9,10 +9,12 @@ five digits).
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +27,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GRID = 'train.method=lora,full; train.learning_rate=1e-3,2e-3,3e-3'
+# For jobs that are told to end; Slurm kills them after its KillWait.
+_END_S = 120
 NEEDED = ('slurmctld', 'slurmd', 'munged', 'sbatch', 'squeue')
 CONF = """
 ClusterName=local
@@ -143,8 +147,8 @@ def flags(scratch: Path, epochs: int) -> list[str]:
 
 def submit(
   environment: dict[str, str], place: Path, options: list[str], arguments: list[str], limit_s: float
-) -> tuple[float, int, str]:
-  """Seconds until all jobs of a submission are gone, times that one was queued again, and logs."""
+) -> tuple[float, str]:
+  """Seconds until all jobs of a submission are gone, and their logs."""
   command = ['sbatch', '--parsable', f'--output={place}/%j.log', f'--chdir={REPOSITORY}', *options]
   sent = subprocess.run(
     [*command, 'launch/slurm.sbatch', *arguments],
@@ -155,14 +159,24 @@ def submit(
     check=True,
   )
   job, began = sent.stdout.strip(), time.monotonic()
+  until, told = began + limit_s, False
+  # Once told to end they have time to: what a cluster leaves behind as it goes would run on.
   while _said(['squeue', '-h', '-j', job, '-o', '%T'], environment).strip():
-    if time.monotonic() - began > limit_s:
-      subprocess.run(['scancel', job], env=environment)
+    if time.monotonic() > until and told:
       break
+    if time.monotonic() > until:
+      subprocess.run(['scancel', job], env=environment)
+      until, told = time.monotonic() + _END_S, True
     time.sleep(2)
-  spent = time.monotonic() - began
-  logs = ''.join(path.read_text() for path in place.glob('*.log'))
-  return spent, logs.count('stopped by'), logs
+  return time.monotonic() - began, ''.join(path.read_text() for path in place.glob('*.log'))
+
+
+def stops(logs: str, tasks: int) -> tuple[int, str]:
+  """How often jobs of so many tasks each were stopped, and by what, as every task told."""
+  told = re.findall(r'^stopped by ([^;\n]+)', logs, re.MULTILINE)
+  # How far the study was is no part of the reason.
+  reasons = collections.Counter(re.sub(r',? with .*', '', reason) for reason in told)
+  return len(told) // tasks, '; '.join(f'{reason} ({n})' for reason, n in reasons.items())
 
 
 def table(workdir: Path) -> list[dict[str, str]]:
@@ -194,22 +208,28 @@ def main() -> None:
   if lacking := absent():
     sys.exit(f'{", ".join(lacking)}: not found; apt-get install slurm-wlm munge')
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  lines = ['| study of six runs | seconds | stopped and queued again | results.csv | |']
-  lines.append('|---|---|---|---|---|')
+  lines = ['| study of six runs | seconds | stopped, queued again | by (tasks) | results.csv | |']
+  lines.append('|---|---|---|---|---|---|')
   with tempfile.TemporaryDirectory(prefix='slurm-') as made:
     scratch = Path(made)
     (scratch / 'cluster').mkdir()
     with cluster(scratch / 'cluster') as environment:
-      for title, epochs, options, bar in (
-        ('two tasks, one program', 4, ['--ntasks-per-node=2', '--time=30'], 1e-5),
-        ('array of two, wall time 60 s', 20, ['--array=0-1', '--time=1', '--signal=TERM@5'], 0.0),
+      for title, epochs, tasks, options, bar in (
+        ('two tasks, one program', 4, 2, ['--ntasks-per-node=2', '--time=30'], 1e-5),
+        (
+          'array of two, wall time 60 s',
+          20,
+          1,
+          ['--array=0-1', '--time=1', '--signal=TERM@5'],
+          0.0,
+        ),
       ):
         place = scratch / title.partition(' ')[0]
         place.mkdir()
         given = flags(place, epochs)
         lines.append(undisturbed(place, epochs, given))
         print(lines[-1], flush=True)
-        lines.append(prove(environment, place, title, options, bar, given, args.limit))
+        lines.append(prove(environment, place, title, tasks, options, bar, given, args.limit))
         print(lines[-1], flush=True)
   if args.out:
     head = ['# A study under Slurm', '', '`python -m benchmarks.slurm`', '']
@@ -221,13 +241,14 @@ def undisturbed(place: Path, epochs: int, given: list[str]) -> str:
   command = [sys.executable, '-m', 'sft_jax.main', *given, f'--workdir={place / "quiet"}']
   began = time.monotonic()
   subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
-  return f'| one process, {epochs} epochs | {time.monotonic() - began:.0f} | 0 | | |'
+  return f'| one process, {epochs} epochs | {time.monotonic() - began:.0f} | 0 | | | |'
 
 
 def prove(
   environment: dict[str, str],
   place: Path,
   title: str,
+  tasks: int,
   options: list[str],
   bar: float,
   given: list[str],
@@ -236,19 +257,20 @@ def prove(
   """A line of the table: the study under Slurm beside the undisturbed one."""
   workdir, quiet = place / 'study', place / 'quiet'
   arguments = [*given, f'--workdir={workdir}']
-  spent, stops, logs = submit(environment, place, options, arguments, limit_s)
+  spent, logs = submit(environment, place, options, arguments, limit_s)
+  times, reasons = stops(logs, tasks)
   if not (workdir / 'results.csv').exists():
     print(logs[-3000:], file=sys.stderr)
-    return f'| {title} | {spent:.0f} | {stops} | none | MISSED |'
+    return f'| {title} | {spent:.0f} | {times} | {reasons} | none | MISSED |'
   same = (workdir / 'results.csv').read_bytes() == (quiet / 'results.csv').read_bytes()
   distance = apart(workdir, quiet)
   words: Any = 'equal to the last byte' if same else f'within {distance:.1e}'
   done = len(list((workdir / 'runs').glob('*/done.json')))
-  met = done == 6 and (same or distance <= bar) and (bool(stops) or bar > 0)
+  met = done == 6 and (same or distance <= bar) and (bool(times) or bar > 0)
   if not met:
     print(logs[-3000:], file=sys.stderr)
   verdict = 'met' if met else 'MISSED'
-  return f'| {title} | {spent:.0f} | {stops} | {words}, {done} runs done | {verdict} |'
+  return f'| {title} | {spent:.0f} | {times} | {reasons} | {words}, {done} runs done | {verdict} |'
 
 
 if __name__ == '__main__':

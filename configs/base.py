@@ -141,6 +141,9 @@ def get_config() -> ConfigDict:
   config.export.format = 'none'
   config.export.dtype = 'bfloat16'  # float32 | bfloat16 | float16
   config.export.snapshot = 'last'  # last | best
+  config.export.step = 0  # That step instead, where its weights are kept; 0: as the line before.
+  # Of a study, only runs whose last rows say COLUMN=VALUE, between commas; '' is all.
+  config.export.only = ''
 
   # A study: the runs that a config's `sweep()` and this grid describe (sft_jax/study/plan.py).
   config.study = ConfigDict()
@@ -275,13 +278,20 @@ def get_config() -> ConfigDict:
   config.plan.search = 0
   config.plan.tokens = 0  # Tokens an example has on average; 0 takes train.max_length, the most.
   config.plan.room = 1024  # Tokens a written text may have, prompt included.
-  config.plan.scored = 0.0  # Tokens read in the evaluation of one snapshot, prompts of all tasks.
-  config.plan.written = 0.0  # Tokens written in the evaluation of one snapshot.
+  # Tokens read in the evaluation of one snapshot, prompts of all tasks, and tokens written; 0
+  # counts them from config.eval.tasks: prompts of usual length, answers as long as they may be.
+  config.plan.scored = 0.0
+  config.plan.written = 0.0
   config.plan.attained = 0.5  # Share of the roofline that hours assume; measure yours.
   config.plan.price = 0.0  # Of a chip-hour, in whatever currency.
+  config.plan.reference = ''  # What it took others, in words: printed beside the hours.
 
   config.log = ConfigDict()
   config.log.tensorboard = True  # Events beside metrics.jsonl; the first costs seconds of start.
+
+  # Record what devices do in these steps, such as 10-12 (the first compiles), for TensorBoard or
+  # XProf, into `profile` of the workdir; '' does not.
+  config.profile = ''
 
   config.mesh = ConfigDict()
   config.mesh.data = 1  # Replicas of the parameters; -1 fills.

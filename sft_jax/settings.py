@@ -23,6 +23,7 @@ SETTINGS: dict[str, tuple[str, ...] | int] = {
   'export.format': ('none', 'hf', 'peft', 'delta'),
   'export.dtype': ('float32', 'bfloat16', 'float16'),
   'export.snapshot': ('last', 'best'),
+  'export.step': 0,
   'study.cohort_size': 0,
   'study.equal': ('none', 'examples', 'supervised', 'steps', 'flops'),
   'study.engine': ('local', 'ray'),

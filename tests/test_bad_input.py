@@ -136,11 +136,11 @@ def test_settings_are_those_of_the_config_and_of_the_code():
   elsewhere = {'data.bench_files', 'train.allow_lost_updates', 'train.snapshot_at', 'eval.tasks'}
   elsewhere |= {'cache_dir', 'model.adapter', 'eval.data_dir', 'eval.judge_budget'}
   elsewhere |= {'eval.endpoint_budget', 'eval.graft', 'eval.graft_base', 'log.tensorboard'}
-  elsewhere |= {'chat.beside', 'chat.system', 'doctor.bench'}
+  elsewhere |= {'chat.beside', 'chat.system', 'doctor.bench', 'profile'}
   choose = ('ability_only', 'budget', 'data', 'endpoint', 'guard', 'prior', 'rates', 'sizes')
   elsewhere |= {f'choose.{name}' for name in (*choose, 'target')}
   elsewhere |= {f'recommend.{name}' for name in ('base', 'data', 'table', 'target')}
-  elsewhere |= {f'plan.{name}' for name in ('attained', 'evaluation', 'topology')}
+  elsewhere |= {f'plan.{name}' for name in ('attained', 'evaluation', 'reference', 'topology')}
   elsewhere |= {f'compare.{name}' for name in ('a', 'b', 'task', 'common')}
   elsewhere |= {f'study.{name}' for name in ('grid', 'resources', 'retry_failed', 'wait')}
   elsewhere |= {
@@ -150,6 +150,7 @@ def test_settings_are_those_of_the_config_and_of_the_code():
     'release.push',
     'probe.texts',
     'probe.only',
+    'export.only',
     'report.table',
     'report.checks',
   }

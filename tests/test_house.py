@@ -62,19 +62,20 @@ EDGES = {
   'execution.opened': 'utils spec parallel models train evals .workdir .inputs .program',
   'execution.graft': 'utils evals',
   'execution.probed': 'utils analysis.predictors evals .inputs .opened',
-  'execution.probe_mode': (
-    'utils spec evals train.loop train.checkpoint .opened .probed study.directory'
-  ),
+  'execution.finished': 'utils .opened study.directory',
+  'execution.probe_mode': 'utils spec evals train.loop train.checkpoint .finished .opened .probed',
+  'execution.export_mode': 'utils config_file .finished .opened .runner',
   'execution.evaluate': (
     'utils spec results parallel models train evals .workdir .inputs .scoring .runner .opened '
     '.session .graft .delta_export'
   ),
-  'execution.study_sizes': 'utils parallel.mesh data models .session study',
+  'execution.study_sizes': 'utils parallel.mesh data models .session .inputs .program study',
+  'execution.study_room': 'utils .study_sizes study',
   # Processes of one program: the first leads through a study.
   'execution.study_together': 'utils .runner .session study',
   'execution.study_run': (
-    '.study_together .study_sizes utils ahead parallel.mesh parallel.topology data.datasets '
-    'evals.core train.loop .session .runner study'
+    '.study_together .study_sizes .study_room utils ahead parallel.mesh parallel.topology '
+    'data.datasets evals.core train.loop .session .runner study'
   ),
   'fetch': 'utils spec data models evals execution.study_run decide.choose_mode',
   'decide.choose_data': 'utils data.readers evals study train.loop execution.session execution.job',
@@ -92,7 +93,8 @@ EDGES = {
     '.choose_told .choose_wish'
   ),
   'decide.recommend_mode': (
-    'utils spec analysis evals .choose_data execution.inputs execution.opened'
+    'utils spec analysis evals models.source .choose_data execution.inputs execution.opened '
+    'execution.selected'
   ),
   'interactive.ask': 'utils data evals train.loop execution.opened',
   'interactive.chat': 'utils spec execution.opened .ask',

@@ -7,11 +7,15 @@ memory. Dimension letters as in `models/decoder.py`.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import AbstractMesh
 
 from sft_jax.ahead.setting import Setting
 from sft_jax.models import families, lora
 from sft_jax.models.config import ModelConfig
-from sft_jax.parallel import hlo, roofline
+from sft_jax.parallel import hlo, roofline, rules
+from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.utils import chips
 
 _TYPES = {'float32': 4.0, 'bfloat16': 2.0}
@@ -72,18 +76,18 @@ def memory(setting: Setting) -> dict[str, float]:
   _, fsdp, tensor = setting.mesh
   parts = fsdp * tensor
   wide = _TYPES[spec.compute_dtype]
-  adapters = setting.runs * count.adapter
+  adapter = _adapter_on_chip(setting)
   if setting.is_lora:
     kernels = count.layers * (_KERNELS[spec.quantize] or wide)
-    parameters = (kernels + wide * (count.all - count.layers) + 4 * adapters) / parts
-    trained = adapters / parts
+    trained = setting.runs * adapter
+    parameters = (kernels + wide * (count.all - count.layers)) / parts + 4 * trained
   else:
     trained = count.all / parts
     parameters = trained * _TYPES[spec.param_dtype]
   gradients = 4 * trained * (2 if setting.micros > 1 else 1)
   if setting.runs > 1:
     # Each lane has a copy of its run's adapter, and a gradient of its own.
-    gradients = 4 * trained + 8 * setting.lanes * count.adapter / parts
+    gradients = 4 * trained + 8 * setting.lanes * adapter
   rows = setting.rows / setting.shards
   tokens = rows * setting.length
   kept = (
@@ -114,6 +118,17 @@ def memory(setting: Setting) -> dict[str, float]:
   }
 
 
+def _adapter_on_chip(setting: Setting) -> float:
+  """Numbers of one run's adapter that a chip holds: of each pair of factors one may stay whole."""
+  if not setting.is_lora:
+    return 0.0
+  mesh: Any = AbstractMesh(setting.mesh, mesh_lib.AXES)
+  modules = lora.match_targets(setting.cfg, setting.spec.targets)
+  table = lora.adapter_table(setting.cfg, modules, 1, setting.spec.rank)
+  cut = rules.shardings(table, mesh)
+  return float(sum(math.prod(cut[path].shard_shape(shape)) for path, (_, shape) in table.items()))
+
+
 def _kept(cfg: ModelConfig, remat: str, wide: float, tensor: int, scored: int) -> float:
   """Bytes that one layer keeps of one token, and of so many scores, for the backward pass."""
   heads = cfg.num_heads * cfg.head_dim / tensor
@@ -128,6 +143,23 @@ def _kept(cfg: ModelConfig, remat: str, wide: float, tensor: int, scored: int) -
     kept += wide * (4 * cfg.hidden_size + 2 * heads + 2 * shared + 2 * inner)
     kept += cfg.num_heads / tensor * scored * (4 + wide)
   return kept
+
+
+def width(setting: Setting) -> float:
+  """Bytes of a number that is computed with."""
+  return _TYPES[setting.spec.compute_dtype]
+
+
+def kernel_bytes(setting: Setting) -> float:
+  """Bytes of a weight of the layers as it is kept."""
+  if not setting.is_lora:
+    return _TYPES[setting.spec.param_dtype]
+  return _KERNELS[setting.spec.quantize] or width(setting)
+
+
+def streams(cfg: ModelConfig) -> int:
+  """Numbers that a layer reads and writes for a token in one pass, without scores and weights."""
+  return 10 * cfg.hidden_size + 4 * cfg.num_heads * cfg.head_dim + 5 * cfg.intermediate_size
 
 
 def model_flops(setting: Setting) -> float:
@@ -163,8 +195,7 @@ def work(setting: Setting, collectives: Sequence[hlo.Collective] | None = None) 
   scores = chip_tokens * setting.length * cfg.num_heads * cfg.num_layers
   # A score is written and read in float32, its weight in the compute type, in each pass.
   moved = weights + (0.0 if setting.fused else scores * 2 * (4 + wide) * scored)
-  streams = 10 * cfg.hidden_size + 4 * cfg.num_heads * cfg.head_dim + 5 * cfg.intermediate_size
-  moved += chip_tokens * wide * cfg.num_layers * streams * (3 + again)
+  moved += chip_tokens * wide * cfg.num_layers * streams(cfg) * (3 + again)
   trained = setting.runs * count.adapter if setting.is_lora else count.all
   moved += 28.0 * trained / (setting.mesh[1] * tensor)
   if collectives is None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax import spec as spec_lib
-from sft_jax.ahead import compiled, estimate, search
+from sft_jax.ahead import compiled, estimate, evaluation, search
 from sft_jax.ahead.setting import Setting
 from sft_jax.models import published, source
 from sft_jax.models.config import ModelConfig
@@ -38,6 +38,7 @@ class Part:
     runs: In all of them.
     steps: Optimiser steps, all cohorts; 0 if unknown.
     snapshots: Of training, that are evaluated.
+    bases: Models as they are, that are evaluated: each in the first part that has it.
   """
 
   setting: Setting
@@ -45,6 +46,7 @@ class Part:
   runs: int
   steps: int
   snapshots: int
+  bases: int = 0
 
 
 @dataclasses.dataclass
@@ -109,11 +111,21 @@ def make_setting(
     whole: The chips.
     runs: In the cohort.
     tokens: Of an example, on average; 0 takes the most an example may have.
+
+  Raises:
+    UserError: a mesh that does not multiply out, or longer examples than there are.
   """
   mesh = mesh_lib.fill(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, whole.chips)
   shards = mesh[0] * mesh[1]
+  if config.plan.tokens > spec.max_length:
+    raise UserError(
+      f'examples of {config.plan.tokens:g} tokens on average, of which none has more than '
+      f'{spec.max_length}',
+      'config.plan.tokens',
+      'give at most config.train.max_length',
+    )
   length = config.train.row_length or spec.max_length
-  tokens = config.plan.tokens or tokens or length
+  tokens = config.plan.tokens or tokens or spec.max_length
   filled = math.ceil(spec.batch_size * tokens / length)
   most = config.train.rows_per_micro or _TOKENS_PER_MICRO * shards // length
   rows = max(shards, min(most, runs * filled) // shards * shards)
@@ -159,7 +171,12 @@ def parts(
     tokens = max(one.tokens / one.examples for one in told) if known else 0.0
     made = make_setting(cfgs[base], spec, first.config, whole, len(cohort.runs), tokens)
     groups.setdefault(made, []).append(cohort)
-  return [_part(setting, cohorts, counted) for setting, cohorts in groups.items()]
+  found = [_part(setting, cohorts, counted) for setting, cohorts in groups.items()]
+  first = {part.setting.spec.base: index for index, part in reversed(list(enumerate(found)))}
+  return [
+    dataclasses.replace(part, bases=int(first[part.setting.spec.base] == index))
+    for index, part in enumerate(found)
+  ]
 
 
 def _static(spec: spec_lib.RunSpec) -> spec_lib.RunSpec:
@@ -194,9 +211,15 @@ def plan(study: Any, config: Any, counted: Mapping[str, Any] | None = None) -> l
     counted: {run key: `study.cost.DataSize`}, as far as data were counted.
 
   Raises:
-    UserError: no such topology, a mesh that does not multiply out, a model that cannot be read, or
-      nothing to compile with though it was asked for.
+    UserError: no such topology, a share that is none, a mesh that does not multiply out, a model
+      that cannot be read, or nothing to compile with though it was asked for.
   """
+  if not 0 < config.plan.attained <= 1:
+    raise UserError(
+      f'{config.plan.attained:g} is no share of the roofline',
+      'config.plan.attained',
+      'give more than 0 and at most 1; --mode=doctor --config.doctor.bench=True measures yours',
+    )
   whole = topology.parse(config.plan.topology)
   found = parts(study, config, whole, counted or {})
   wanted = config.plan.compile
@@ -225,10 +248,28 @@ def _planned(part: Part, config: Any, compiles: bool) -> Planned:
     tried = search.remedies(setting, out.correction)
     out.remedies = _proved(tried) if compiles else tried[:_REMEDIES]
   if config.plan.search:
-    out.best = search.ranked(setting, part.runs, out.correction)[:3]
+    out.best = _found(out, config)[:3]
     if compiles:
       _confirm(out, config.plan.search)
   return out
+
+
+def _found(planned: Planned, config: Any) -> list[search.Choice]:
+  """Settings that fit in training and in evaluation, those that take the least of both first."""
+  part, each = planned.part, evaluation.asked_of(planned.part.setting, config)
+  fitting = [
+    one
+    for one in search.ranked(part.setting, part.runs, planned.correction)
+    if evaluation.held_bytes(one.setting, config) <= one.setting.topology.usable
+  ]
+  chips, tokens = part.setting.topology.chips, part.steps * part.setting.tokens
+
+  def spent(one: search.Choice) -> float:
+    evals = evaluation.chip_seconds(one.setting, part.snapshots, part.bases, each, config)
+    return tokens / one.rate * chips + sum(evals.values())
+
+  # Equals stay in the order of the search.
+  return sorted(fitting, key=spent) if part.steps else fitting
 
 
 def _proved(remedies: Sequence[search.Remedy]) -> list[search.Remedy]:
@@ -269,36 +310,6 @@ def _name(setting: Setting) -> str:
 
 def _words(setting: Setting) -> str:
   return ', '.join(f'{key}={value}' for key, value in setting.overrides().items())
-
-
-def hours(planned: Planned, config: Any) -> dict[str, float]:
-  """{train, train_best, score, decode: chip-hours} of a part, at `config.plan.attained` of the
-  roofline; `train_best` is with what the search found, if it was asked.
-
-  Scoring is bound by products, 2 N FLOPs a token; writing by memory, parameters and caches being
-  read once for each token of all texts at once, or by the network where `fsdp` puts parameters
-  together for that.
-  """
-  part, setting = planned.part, planned.part.setting
-  chips, share = setting.topology.chips, config.plan.attained
-  whole = 3600 * share
-  count = estimate.counts(setting)
-  out = {'train': part.steps * planned.bound.seconds * chips / whole}
-  if planned.best:
-    out['train_best'] = part.steps * setting.tokens / planned.best[0].rate * chips / whole
-  scored = part.snapshots * config.plan.scored * 2.0 * count.matmul
-  out['score'] = scored / setting.topology.chip.flops / whole
-  kinds = planned.estimated
-  texts = max(config.eval.slots, setting.shards) * setting.runs
-  cfg = setting.cfg
-  wide = 2.0 * 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
-  cache = texts * config.plan.room * wide / chips
-  read = (kinds['parameters'] + cache) / setting.topology.chip.bandwidth
-  fsdp = setting.mesh[1]
-  gathered = kinds['parameters'] * (fsdp - 1) / setting.topology.rate(fsdp)
-  a_token = max(read, gathered) * chips / texts
-  out['decode'] = part.snapshots * config.plan.written * a_token / whole
-  return out
 
 
 def refuse_if_too_large(found: Sequence[Planned]) -> None:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from sft_jax.ahead import compiled, estimate, plan
+from sft_jax.ahead import asked, compiled, estimate, evaluation, hours, plan
 from sft_jax.ahead.setting import Setting
 from sft_jax.parallel import hlo, topology
 from sft_jax.utils import words
@@ -15,26 +15,28 @@ _KINDS = ('parameters', 'optimiser', 'gradients', 'logits', 'cache', 'activation
 
 def as_json(found: Sequence[plan.Planned], config: Any) -> dict[str, Any]:
   """Everything the plan found, in bytes, seconds and hours."""
-  programs = [_program(planned, config) for planned in found]
-  kinds = ['train', 'score', 'decode']
+  each = [evaluation.asked_of(one.part.setting, config) for one in found]
+  programs = [_program(*pair, config) for pair in zip(found, each, strict=True)]
+  kinds = list(hours.KINDS)
   if all(planned.best for planned in found):
-    kinds.insert(1, 'train_best')
+    kinds += [f'{kind}_best' for kind in hours.KINDS]
   total = {kind: sum(p['chip_hours'][kind] for p in programs) for kind in kinds}
   chips = found[0].part.setting.topology.chips if found else 1
-  hours = sum(total.values()) - (total['train'] if 'train_best' in total else 0.0)
+  spent = sum(total[kind] for kind in kinds[-len(hours.KINDS) :])
   out: dict[str, Any] = {
     'topology': config.plan.topology,
     'chips': chips,
     'programs': programs,
     'chip_hours': total,
-    'days': hours / chips / 24,
+    'days': spent / chips / 24,
+    'not_counted': sorted({name for one in each for name in one.unknown}),
   }
   if config.plan.price:
-    out['cost'] = hours * config.plan.price
+    out['cost'] = spent * config.plan.price
   return out
 
 
-def _program(planned: plan.Planned, config: Any) -> dict[str, Any]:
+def _program(planned: plan.Planned, each: asked.Asked, config: Any) -> dict[str, Any]:
   setting, part = planned.part.setting, planned.part
   needed = estimate.model_flops(setting)
   peak_flops = setting.topology.chips * setting.topology.chip.flops
@@ -60,7 +62,14 @@ def _program(planned: plan.Planned, config: Any) -> dict[str, Any]:
     'binding': planned.bound.binding,
     'tokens_per_s': setting.tokens / planned.bound.seconds,
     'mfu_bound': needed / peak_flops / planned.bound.seconds,
-    'chip_hours': plan.hours(planned, config),
+    'asked': {
+      'snapshots': part.snapshots,
+      'bases': part.bases,
+      'read_tokens': each.read,
+      'written_tokens': each.written,
+      'held_bytes': evaluation.held_bytes(setting, config),
+    },
+    'chip_hours': hours.hours(planned, config, each),
     'evaluation': {name: _evaluation(one) for name, one in planned.evals.items()},
     'best': [
       {
@@ -103,14 +112,36 @@ def lines(found: Sequence[plan.Planned], config: Any, command: Sequence[str] = (
   ]
   for planned, one in zip(found, told['programs'], strict=True):
     out += ['', *_part_lines(planned, one, config, command)]
-  hours = told['chip_hours']
-  share = config.plan.attained
-  out += ['', f'hours at {share:.0%} of the roofline (config.plan.attained), an assumption:']
-  out += [f'  {name:<12}{_short(value)} chip-hours' for name, value in hours.items() if value]
-  if not any(hours.values()):
+  return [*out, '', *_total_lines(told, config)]
+
+
+def _total_lines(told: dict[str, Any], config: Any) -> list[str]:
+  """Hours of everything, what they assume, and what they leave out."""
+  spent, share = told['chip_hours'], config.plan.attained
+  out = [f'hours at {share:.0%} of the roofline (config.plan.attained), an assumption:']
+  words_of = {
+    'train': '',
+    'score': '  (prompts of evaluations)',
+    'decode': '  (at most: every answer as long as it may be)',
+  }
+  for kind in hours.KINDS:
+    value, best = spent[kind], spent.get(f'{kind}_best')
+    if value:
+      found = '' if best is None else f'; as found best {_short(best)}'
+      out.append(f'  {kind:<8}{_short(value)} chip-hours{found}{words_of[kind]}')
+  if not any(spent.values()):
     out.append('  unknown: set config.data.size, and config.plan.scored and written for evaluation')
-  if any(hours.values()):
+  else:
     out.append(f'  {_time(told["days"])} on {words.count(told["chips"], "chip")}')
+  if any(program['steps'] == 0 for program in told['programs']):
+    out.append('  training is not counted in full: set config.data.size where it is not known')
+  asked_of = {(p['asked']['read_tokens'], p['asked']['written_tokens']) for p in told['programs']}
+  for read, written in sorted(asked_of):
+    out.append(f'  a snapshot reads {read:,.0f} tokens and writes at most {written:,.0f}')
+  if told['not_counted']:
+    out.append(f'  not counted: {", ".join(told["not_counted"])}')
+  if config.plan.reference:
+    out.append(f'  for comparison: {config.plan.reference}')
   if 'cost' in told:
     out.append(f'  {told["cost"]:,.0f} at {config.plan.price:g} a chip-hour')
   return out

@@ -23,6 +23,8 @@ from sft_jax.models import export
 
 # Steps between two looks at the text.
 _STEPS = 8
+# Of the caches of all slots of a run together.
+CACHE_TOKENS = 65536
 # Tokens that a row of new prompts has room for, at the least. With 16, a CPU spends a tenth less
 # time on questions as short as NQ-open's, and compiles twice as many programs.
 NARROWEST = 32
@@ -95,7 +97,7 @@ class Engine:
     stop_ids: Sequence[int],
     *,
     slots: int = 32,
-    cache_tokens: int = 65536,
+    cache_tokens: int = CACHE_TOKENS,
     tokens_per_batch: int = 4096,
   ):
     self.subject, self.detokenize = subject, detokenize

@@ -80,10 +80,17 @@ class LanguageModel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """Our own decoder. Its parameters are `{'base', 'adapter', 'scale'}`, the latter two or None."""
+  """Our own decoder. Its parameters are `{'base', 'adapter', 'scale'}`, the latter two or None.
+
+  Attributes:
+    cfg: Sizes and switches.
+    dtype: Compute dtype.
+    mesh: Devices that share one copy of the parameters; None where each has its own.
+  """
 
   cfg: ModelConfig
   dtype: Any
+  mesh: Mesh | None = None
 
   @property
   def vocab_size(self) -> int:
@@ -144,6 +151,7 @@ class Decoder:
       lora_scale=params['scale'],
       lengths=lengths,
       dtype=self.dtype,
+      mesh=self.mesh,
     )
 
 
@@ -228,7 +236,8 @@ def single(
     adapter: Low-rank factors, or None.
     lora_scale: `[L]` scale of the adapter.
   """
-  return Subject(Decoder(cfg, dtype), {'base': base, 'adapter': adapter, 'scale': lora_scale}, mesh)
+  params = {'base': base, 'adapter': adapter, 'scale': lora_scale}
+  return Subject(Decoder(cfg, dtype, _shared(mesh)), params, mesh)
 
 
 def cohort(
@@ -236,7 +245,11 @@ def cohort(
 ) -> Subject:
   """R runs over one base: `adapter` leaves `[R,...]`, `lora_scale` `[R,L]`."""
   params = {'base': base, 'adapter': adapter, 'scale': lora_scale}
-  return Subject(Decoder(cfg, dtype), params, mesh, runs=lora_scale.shape[0])
+  return Subject(Decoder(cfg, dtype, _shared(mesh)), params, mesh, runs=lora_scale.shape[0])
+
+
+def _shared(mesh: Mesh) -> Mesh | None:
+  return mesh if mesh.shape['fsdp'] > 1 else None
 
 
 def over_runs(fn: Callable[..., Any], runs: int, *mapped: int) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from sft_jax import results
 from sft_jax.data.loader import Prefetch
@@ -21,7 +22,7 @@ from sft_jax.execution.session import Session
 from sft_jax.train import loop
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.state import TrainState
-from sft_jax.utils import log, peers
+from sft_jax.utils import log, peers, profile
 from sft_jax.utils.errors import Diverged
 
 Tree = dict[str, Any]
@@ -115,7 +116,10 @@ class Driver:
       self._introduce()
     with contextlib.ExitStack() as stack:
       with self._stop.at_once(), loop.explain_memory('loading the model', _MEMORY_HELP):
-        self._guards = [stack.enter_context(run.workdir.taken()) for _, run in self._alive]
+        self._guards = [
+          stack.enter_context(run.workdir.taken(run.config.study.lease_seconds))
+          for _, run in self._alive
+        ]
         # Before workdirs are claimed: weights may turn out to be bad only when they are read.
         base, state = self._cohort.start()
       for _, run in self._alive:
@@ -167,10 +171,12 @@ class Driver:
       tensorboard = run.config.log.tensorboard
       self._logs[slot] = log.RunLog(run.workdir.path, quiet=not first, tensorboard=tensorboard)
     prefetch = Prefetch(self._place, total)
+    wanted = profile.steps(self._alive[0][1].config.profile)
+    recorded = profile.Recorded(step, start, wanted, epath.Path(self._options.place) / 'profile')
     snapshots = {at for _, run in self._alive for at in run.snapshots}
     try:
       loop.train(
-        step,
+        recorded,
         base,
         state,
         prefetch,
@@ -190,6 +196,7 @@ class Driver:
         save_at_snapshots=self._options.save_at_snapshots,
       )
     finally:
+      recorded.close()
       prefetch.close()
       progress.close()
       for run_log in filter(None, self._logs):

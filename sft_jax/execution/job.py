@@ -32,7 +32,7 @@ from sft_jax.parallel import compile as compile_lib
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.train import loop, precision
 from sft_jax.train.checkpoint import Checkpoints
-from sft_jax.utils import log
+from sft_jax.utils import log, profile
 from sft_jax.utils.errors import UserError
 
 Tree = dict[str, Any]
@@ -81,7 +81,7 @@ class Run:
     precision.check_precision(
       spec.param_dtype, spec.rounding, allow_lost_updates=config.train.allow_lost_updates
     )
-    core.task_names(config.eval.tasks)  # refuse bad ones now
+    core.task_names(config.eval.tasks), profile.steps(config.profile)  # refuse bad ones now
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     self.workdir = Workdir(workdir)
     self.model = session.model(
@@ -209,7 +209,8 @@ class Run:
 
   def export_path(self) -> epath.Path:
     """Where `config.export` puts weights."""
-    return self.workdir.path / 'export' / self.config.export.format
+    step = f'-{self.config.export.step}' if self.config.export.step else ''
+    return self.workdir.path / 'export' / f'{self.config.export.format}{step}'
 
   def export_kept(self, out: str = '') -> str:
     """Exports from what is kept in the workdir; returns the directory.
@@ -242,7 +243,15 @@ class Run:
     """
     config, kept = self.config.export, checkpoints.weights_steps()
     step = self.total_steps if last is not None else kept[-1]
-    if config.snapshot == 'best':
+    if config.step:
+      step = config.step
+      if step not in kept and not (last is not None and step == self.total_steps):
+        raise UserError(
+          f'no weights of step {step} are kept in {self.workdir.path}',
+          'config.export.step',
+          f'kept are {", ".join(map(str, kept)) or "none"} (config.checkpoint.keep_weights)',
+        )
+    elif config.snapshot == 'best':
       best = checkpoints.best_step()
       if best is None:
         log.warn(

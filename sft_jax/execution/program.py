@@ -22,6 +22,7 @@ from sft_jax.execution.bases import Bases
 from sft_jax.execution.inputs import Model
 from sft_jax.models import export as export_lib
 from sft_jax.models import families, hf, lora, peft
+from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.parallel import rules
 from sft_jax.train import optimizer, precision
@@ -65,18 +66,8 @@ class Program:
     return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
   def modules(self) -> tuple[str, ...]:
-    """Adapted modules; raises UserError for targets that match nothing, or an absurd rank."""
-    cfg = self.model.cfg
-    if not self.is_lora:
-      return ()
-    widest = max(cfg.hidden_size, cfg.intermediate_size)
-    if self.spec.rank > widest:
-      raise UserError(
-        f'no matrix of the model is of rank {self.spec.rank}',
-        'config.lora.rank',
-        f'give at most {widest}; 8 to 64 are usual',
-      )
-    return lora.match_targets(cfg, self.spec.targets)
+    """Adapted modules; see `check_shape`."""
+    return check_shape(self.spec, self.model.cfg)
 
   def band(self) -> tuple[int, int]:
     """Trained layers, first and last (exclusive)."""
@@ -201,6 +192,25 @@ class Program:
     export_lib.export_hf(
       out_dir, self.model.cfg, params, checkpoint, dtype=dtype, card=card, stop_ids=stop_ids
     )
+
+
+def check_shape(spec: spec_lib.RunSpec, cfg: ModelConfig) -> tuple[str, ...]:
+  """Holds a run to the shape of its base; returns the adapted modules, of a full fine-tune none.
+
+  Raises:
+    UserError: targets that match nothing, an absurd rank, a band of layers outside the model.
+  """
+  spec_lib.layer_band(spec.layers, cfg.num_layers)
+  if spec.method != 'lora':
+    return ()
+  widest = max(cfg.hidden_size, cfg.intermediate_size)
+  if spec.rank > widest:
+    raise UserError(
+      f'no matrix of the model is of rank {spec.rank}',
+      'config.lora.rank',
+      f'give at most {widest}; 8 to 64 are usual',
+    )
+  return lora.match_targets(cfg, spec.targets)
 
 
 def tokens_per_micro() -> int:

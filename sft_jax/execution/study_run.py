@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from sft_jax.parallel import topology
 from sft_jax.study import (
-  archive,
+  contents,
   contract,
   cost,
   engine,
@@ -33,8 +33,6 @@ from sft_jax.utils import io, lease, log, peers, process, words
 from sft_jax.utils.errors import Interrupted, UserError
 
 Entries = Iterable[Mapping[str, Any]]
-# Most files and directories that a run leaves.
-_FILES = 60
 
 
 def run(config: Any, entries: Entries, workdir: str, session: Any = None) -> dict[str, Any]:
@@ -49,14 +47,16 @@ def run(config: Any, entries: Entries, workdir: str, session: Any = None) -> dic
   from sft_jax.execution import study_sizes
   from sft_jax.train import loop
 
-  entries = [dict(entry) for entry in entries]
+  entries = list(entries)
   on_ray = config.study.engine == 'ray'
-  study = expand(config, entries, _ray_backend(config) if on_ray else _backend(config))
-  if config.study.equal != 'none':
-    cost.comparability(study, study_sizes.sizes(study))
-  cohorts = words.count(len(study.cohorts), 'cohort')
-  log.say(f'study in {workdir}: {words.count(len(study.runs), "run")} in {cohorts}')
   with loop.StopSignal(config.max_seconds) as stop:
+    with stop.at_once():
+      study = expand(config, entries, _ray_backend(config) if on_ray else _backend(config))
+      study_sizes.model_sizes(study.runs)  # Refuses what a base does not allow.
+      if config.study.equal != 'none':
+        cost.comparability(study, study_sizes.sizes(study))
+    cohorts = words.count(len(study.cohorts), 'cohort')
+    log.say(f'study in {workdir}: {words.count(len(study.runs), "run")} in {cohorts}')
     try:
       if on_ray:
         _spread(study, config, entries, workdir, stop)
@@ -67,10 +67,10 @@ def run(config: Any, entries: Entries, workdir: str, session: Any = None) -> dic
         with contextlib.suppress(UserError):  # The stop is what is told.
           table.collect(workdir)
       raise
-  if not peers.is_first():
-    return {}
-  table.collect(workdir)
-  return _end(workdir)
+    if not peers.is_first():
+      return {}
+    table.collect(workdir)
+    return _end(workdir)
 
 
 def plan_mode(
@@ -85,9 +85,10 @@ def plan_mode(
     command: Words that run the study, for what is told of chips; none tells flags alone.
 
   Raises:
-    UserError: a bad run, or another study is in the workdir.
+    UserError: a bad run; another study is in the workdir, or its data have changed, or its quota
+      has no room for all runs.
   """
-  from sft_jax.execution import study_sizes
+  from sft_jax.execution import study_room, study_sizes
 
   if config.plan.topology:
     backend = topology.parse(config.plan.topology).chip.platform
@@ -99,9 +100,13 @@ def plan_mode(
   for line in plan_text.lines(study, sizes):
     log.say(line)
   if place is not None and (place.path / 'study.json').exists():
-    changes = plan.compare_definitions(place.record().definition, study.definition())
+    before = place.record()
+    changes = plan.compare_definitions(before.definition, study.definition())
     if changes:
       raise UserError(f'this workdir holds another study: {"; ".join(changes)}', workdir)
+    contents.check_files(before.files, contents.file_digests(_files(study)))
+  if place is not None:
+    study_room.check_plan(study, sizes, workdir)
   return plan_text.as_json(study, sizes) | (
     _on_chips(study, config, sizes, command) if config.plan.topology else {}
   )
@@ -179,35 +184,10 @@ def _files(study: plan.Study) -> list[str]:
 
 
 def _options(study: plan.Study, config: Any, workdir: str, wait: bool) -> engine.Options:
-  given = config.study
-  room = _Room(study, workdir, archive.Quota(int(given.quota_gb * 1e9), given.quota_files))
+  from sft_jax.execution import study_room
+
+  given, room = config.study, study_room.Room(study, workdir)
   return engine.Options(given.retries, wait, given.lease_seconds, given.retry_failed, room)
-
-
-class _Room:
-  """Makes sure that runs have room before they begin."""
-
-  def __init__(self, study: plan.Study, workdir: str, quota: archive.Quota):
-    self._runs = {run.key: run for run in study.runs}
-    self._workdir, self._quota = workdir, quota
-
-  def __call__(self, keys: Sequence[str]) -> None:
-    """Raises UserError where the disk or the quota has no room for these runs."""
-    from sft_jax.execution import study_sizes
-
-    if io.is_remote(self._workdir):
-      return
-    runs = [self._runs[key] for key in keys]
-    size = study_sizes.model_size(runs[0])
-    if size is None:
-      return
-    there = [
-      archive.together(archive.usage(StudyDirectory(self._workdir).run(key))) for key in keys
-    ]
-    more = sum(cost.written_bytes(run, size) for run in runs) - sum(use.bytes for use in there)
-    files = _FILES * len(runs) - sum(use.files for use in there)
-    what = runs[0].name + (f' and {len(runs) - 1} more' if runs[1:] else '')
-    self._quota.require(self._workdir, max(more, 0), max(files, 0), what)
 
 
 def _work(

@@ -9,11 +9,14 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
 from sft_jax.data import datasets, licences
+from sft_jax.execution import inputs
+from sft_jax.execution.program import check_shape
 from sft_jax.execution.session import DATA_FACTORS, Session
 from sft_jax.models import families, lora, published, source, wheel
 from sft_jax.models import hub as hub_models
@@ -34,12 +37,10 @@ def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
   Raises:
     UserError: a model of an unknown architecture, data that cannot be read.
   """
-  models: dict[str, cost.ModelSize] = {}
-  for run in study.runs:
-    base = run.spec.base
-    if base not in models and (found := model_size(run)):
-      licence = base_licence(base, run.config.cache_dir)
-      models[base] = dataclasses.replace(found, licence=licence)
+  models = {
+    base: dataclasses.replace(size, licence=base_licence(base, study.config.cache_dir))
+    for base, size in model_sizes(study.runs).items()
+  }
   session = Session(prepared_dir)
   counted: dict[tuple[Any, ...], cost.DataSize] = {}
   data: dict[str, cost.DataSize] = {}
@@ -49,13 +50,56 @@ def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
     factors = (getattr(run.spec, name) for name in (*DATA_FACTORS, 'data_select'))
     key = (run.spec.base, run.config.data.dir, *factors)
     if key not in counted:
-      counted[key] = _count(run, session)
+      with _naming(run):
+        counted[key] = _count(run, session)
     data[run.key] = counted[key]
   return cost.Sizes(models, data, _licences(study))
 
 
-def model_size(run: plan.Planned) -> cost.ModelSize | None:
-  """Sizes of a run's base, without its licence; None where its config cannot be had."""
+def model_sizes(runs: Sequence[plan.Planned]) -> dict[str, cost.ModelSize]:
+  """{`model.path`: sizes of the base, without its licence}, where its config can be had.
+
+  Raises:
+    UserError: a model of an unknown architecture; a run that its base does not allow.
+  """
+  cfgs: dict[str, ModelConfig | None] = {}
+  adapters: dict[str, dict[str, int]] = {}
+  for run in runs:
+    base = run.spec.base
+    with _naming(run):
+      if base not in cfgs:
+        cfgs[base] = _model_config(run)
+      if (cfg := cfgs[base]) is None:
+        continue
+      inputs.check_length(cfg, run.spec.max_length)
+      modules = check_shape(run.spec, cfg)
+    known = adapters.setdefault(base, {})
+    if run.spec.method == 'lora' and run.spec.targets not in known:
+      table = lora.adapter_table(cfg, modules, 1, 1)
+      known[run.spec.targets] = sum(math.prod(shape) for _, shape in table.values())
+  return {
+    base: cost.ModelSize(
+      params=sum(map(math.prod, families.shapes(cfg).values())),
+      matmul=families.matmul_params(cfg),
+      layers=cfg.num_layers,
+      width=cfg.num_heads * cfg.head_dim,
+      adapters=adapters[base],
+    )
+    for base, cfg in cfgs.items()
+    if cfg is not None
+  }
+
+
+@contextlib.contextmanager
+def _naming(run: plan.Planned) -> Iterator[None]:
+  """Context in which an error names a run."""
+  try:
+    yield
+  except UserError as e:
+    raise UserError(e.what, f'{e.where}; run {run.name}' if e.where else run.name, e.how) from e
+
+
+def _model_config(run: plan.Planned) -> ModelConfig | None:
   name = run.spec.base.partition('@')[0]
   if name in published.MODELS:
     raw = published.raw_config(name)
@@ -64,16 +108,7 @@ def model_size(run: plan.Planned) -> cost.ModelSize | None:
       raw = source.raw_config(run.spec.base, run.config.cache_dir or None)
     except UserError:
       return None
-  cfg = ModelConfig.from_hf(raw, run.spec.base)
-  targets = run.spec.targets if run.spec.method == 'lora' else 'all-linear'
-  table = lora.adapter_table(cfg, lora.match_targets(cfg, targets), 1, 1)
-  return cost.ModelSize(
-    params=sum(map(math.prod, families.shapes(cfg).values())),
-    matmul=families.matmul_params(cfg),
-    layers=cfg.num_layers,
-    width=cfg.num_heads * cfg.head_dim,
-    adapter_a_rank=sum(math.prod(shape) for _, shape in table.values()),
-  )
+  return ModelConfig.from_hf(raw, run.spec.base)
 
 
 def base_licence(base: str, cache_dir: str = '') -> str:

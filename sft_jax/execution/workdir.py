@@ -68,8 +68,11 @@ class Workdir:
     )
 
   @contextlib.contextmanager
-  def taken(self) -> Iterator[Callable[[], None]]:
+  def taken(self, expiry_s: float = lease.EXPIRY_S) -> Iterator[Callable[[], None]]:
     """Makes the directory and holds it against other processes; it goes again if it stays empty.
+
+    Args:
+      expiry_s: Seconds of silence after which a process on another machine counts as dead.
 
     Yields:
       A check that raises UserError when it was lost to another process all the same.
@@ -83,7 +86,8 @@ class Workdir:
     made = not self.path.exists()
     io.require_writable(self.path)
     try:
-      with lease.Lease(self.path / 'lease.json') as held:
+      beat_s = min(lease.BEAT_S, expiry_s / 9)
+      with lease.Lease(self.path / 'lease.json', beat_s, expiry_s) as held:
         yield held.check
     finally:
       if made and not any(self.path.iterdir()):

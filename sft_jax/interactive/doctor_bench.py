@@ -18,14 +18,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sft_jax.data import pack
 from sft_jax.data.tokenize import Example
 from sft_jax.execution.program import by_backend
-from sft_jax.models import hf, lora
+from sft_jax.models import families, hf, lora
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as mesh_lib
-from sft_jax.parallel import rules
+from sft_jax.parallel import rules, topology
 from sft_jax.train import optimizer
 from sft_jax.train.state import init_state
 from sft_jax.train.step import make_train_step
-from sft_jax.utils import trees
+from sft_jax.utils import chips, trees
 
 _LLAMA: dict[str, Any] = {
   'architectures': ['LlamaForCausalLM'],
@@ -51,6 +51,7 @@ class Toy:
     state: As the last step left it.
     batch: Learnt again in each step.
     tokens: Of the batch.
+    flops: Of a step, as `chips.flops_per_token` counts them.
     compile_s: Seconds until the first step had run.
   """
 
@@ -59,6 +60,7 @@ class Toy:
   state: Any
   batch: Any
   tokens: int
+  flops: float
   compile_s: float = 0.0
 
   def losses(self, steps: int) -> list[float]:
@@ -108,7 +110,12 @@ def toy(config: Any, large: bool = False) -> Toy:
   length = 512 if large else 32
   rows = shards * (by_backend(cpu=1, other=8) if large else 1)
   batch = _batch(rng, rows, length, mesh)
-  return Toy(step, hf.init_params(cfg, mesh, dtype), state, batch, rows * length)
+  adapted = sum(math.prod(shape) for _, shape in table.values())
+  width = cfg.num_heads * cfg.head_dim
+  matmul = families.matmul_params(cfg)
+  each = chips.flops_per_token(matmul, cfg.num_layers, width, length, adapted)
+  tokens = rows * length
+  return Toy(step, hf.init_params(cfg, mesh, dtype), state, batch, tokens, tokens * each)
 
 
 def drawn(rng: np.random.Generator, vocab: int, length: int) -> Example:
@@ -130,6 +137,10 @@ def _batch(rng: np.random.Generator, rows: int, length: int, mesh: Any) -> Any:
 def measure(config: Any) -> dict[str, float]:
   """{what: value}: products (TFLOP/s a device), copies and all-gathers (GB/s), tokens/s of a step.
 
+  `plan-…` is what a plan of the same takes for granted: what the maker publishes, where the device
+  is known, and for the step what the products just measured would allow. `step-attained`, its share
+  of that, is what `config.plan.attained` asks for.
+
   Args:
     config: Devices.
   """
@@ -138,7 +149,8 @@ def measure(config: Any) -> dict[str, float]:
   size = by_backend(cpu=1024, other=8192)
   left = jax.device_put(jnp.ones((size, size), kind), device)
   seconds = shortest(jax.jit(lambda x: x @ x), left)
-  out = {f'matmul-{kind.name}-tflops': 2 * size**3 / seconds / 1e12}
+  products = f'matmul-{kind.name}-tflops'
+  out = {products: 2 * size**3 / seconds / 1e12}
   vector = jax.device_put(jnp.ones(by_backend(cpu=2**24, other=2**28), jnp.float32), device)
   # Each element is read and written.
   out['copy-gb-per-s'] = 2 * vector.nbytes / shortest(jax.jit(lambda x: x + 1), vector) / 1e9
@@ -156,8 +168,30 @@ def measure(config: Any) -> dict[str, float]:
   one.losses(2)
   began, steps = time.perf_counter(), 3
   one.losses(steps)
-  out['step-tokens-per-s'] = steps * one.tokens / (time.perf_counter() - began)
+  took = (time.perf_counter() - began) / steps
+  out['step-tokens-per-s'] = one.tokens / took
   out['step-compile-s'] = one.compile_s
+  return out | planned(out[products], one, took, device.device_kind)
+
+
+def planned(tflops: float, one: Toy, seconds: float, kind: str) -> dict[str, float]:
+  """What a plan of the same would say; see `measure`.
+
+  Args:
+    tflops: Measured products of one device.
+    one: The step.
+    seconds: It took.
+    kind: jax's name of the device.
+  """
+  out = {}
+  if chip := topology.of_device(kind):
+    out['plan-matmul-tflops'] = chip.flops / 1e12
+    out['plan-copy-gb-per-s'] = chip.bandwidth / 1e9
+    if chip.platform == 'cuda' and jax.device_count() > 1:
+      out['plan-all-gather-gb-per-s'] = chip.link / 1e9
+  least = one.flops / (tflops * 1e12 * jax.device_count())
+  out['plan-step-tokens-per-s'] = one.tokens / least
+  out['step-attained'] = least / seconds
   return out
 
 

@@ -178,12 +178,14 @@ def _cudnn_rows(q: Array, k: Array, v: Array, segments: Array, window: Array) ->
   index = jnp.arange(q.shape[1])
   distance = index[:, None] - index[None, :]
   same = segments[:, :, None] == segments[:, None, :]
-  seen = same & ((distance >= 0) & (distance < window))[None]
+  seen = same & (distance < window)[None]
   return jax.nn.dot_product_attention(
     q,
     k.transpose(0, 3, 1, 2),
     v.swapaxes(1, 2),
     mask=seen[:, None],
+    # Told apart from the mask, so that blocks of later tokens are not computed.
+    is_causal=True,
     scale=1.0,
     implementation=_CUDNN,
   )

@@ -113,6 +113,7 @@ def decode(
   lora_scale: jax.Array | None = None,
   lengths: jax.Array | None = None,
   dtype: Any = jnp.bfloat16,
+  mesh: Any = None,
 ) -> tuple[jax.Array, Tree]:
   """Runs `[B,T]` new tokens against a cache, writing their keys and values into it.
 
@@ -127,6 +128,8 @@ def decode(
     seen: `[B]` int32, how many of its tokens each row begins with.
     lengths: `[B,T]` length of each token's text so far, for the kinds of rope that depend on it;
       by default the token's position and one.
+    mesh: Devices that share one copy of the parameters, if they are several: for one token of each
+      row, matrices are not put together.
 
   Returns:
     Hidden states `[B,T,D]` and the updated cache.
@@ -157,6 +160,7 @@ def decode(
     return out, cache, None
 
   lengths = positions + 1 if lengths is None else lengths
-  options = Options(adapter, lora_scale, dtype=dtype)
+  mesh = mesh if tokens.shape[1] == 1 else None
+  options = Options(adapter, lora_scale, dtype=dtype, mesh=mesh, components=True)
   hidden, cache, _ = run(cfg, base, tokens, positions, lengths, attend, cache, options)
   return hidden, cache

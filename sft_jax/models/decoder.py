@@ -193,6 +193,8 @@ class Options:
     dtype: Compute dtype.
     remat: A name of `REMAT_POLICIES`.
     mesh: When given, activations are kept sharded by rows over its ('data', 'fsdp') axes.
+    components: Instead, components of each token are divided over `fsdp`, as rows of the matrices
+      are: these stay where they lie, and what few tokens give on each device is summed.
     tap: What is kept of the residual stream `[B,T,D]` after each layer, instead of what `attend`
       keeps; None for nothing.
   """
@@ -204,6 +206,7 @@ class Options:
   dtype: Any = jnp.bfloat16
   remat: str = 'none'
   mesh: Mesh | None = None
+  components: bool = False
   tap: Callable[[jax.Array], Any] | None = None
 
 
@@ -240,7 +243,7 @@ def run(
   """
   model, dtype = _merge(cfg, base, options.adapter), options.dtype
   rope = rope_lib.tables(cfg.ropes, positions, lengths, dtype)
-  constrain = _row_sharded(options.mesh)
+  constrain = _spread(cfg, options)
   graph, stacked = nnx.split(model.layers)
   scale = options.lora_scale
   scale = jnp.ones(cfg.num_layers, jnp.float32) if scale is None else scale
@@ -306,8 +309,12 @@ def _finish(cfg: ModelConfig, model: Decoder, h: jax.Array) -> jax.Array:
   return h if cfg.logit_scale == 1.0 else h * jnp.asarray(cfg.logit_scale, h.dtype)
 
 
-def _row_sharded(mesh: Mesh | None):
-  if mesh is None:
+def _spread(cfg: ModelConfig, options: Options) -> Callable[[jax.Array], jax.Array]:
+  """Keeps the residual stream `[B,T,D]` divided over the mesh; see `Options`."""
+  if options.mesh is None:
     return lambda x: x
-  sharding = NamedSharding(mesh, P(('data', 'fsdp'), None, None))
+  if options.components and cfg.hidden_size % options.mesh.shape['fsdp']:
+    return lambda x: x  # Matrices are not cut there either.
+  spec = P('data', None, 'fsdp') if options.components else P(('data', 'fsdp'), None, None)
+  sharding = NamedSharding(options.mesh, spec)
   return lambda x: jax.lax.with_sharding_constraint(x, sharding)

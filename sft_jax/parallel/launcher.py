@@ -68,10 +68,6 @@ def _plain(env: Mapping[str, str]) -> Launch:
     if not env.get(name):
       raise UserError(f'several processes are announced, but not {name}', 'environment', _HOW)
   address = env['JAX_COORDINATOR_ADDRESS']
-  if not re.fullmatch(r'\S+:\d+', address):
-    raise UserError(
-      f'{address!r} is no address', 'JAX_COORDINATOR_ADDRESS', 'give host:port of process 0'
-    )
   count, index = (_number(env[name], name) for name in names[1:])
   return _checked(Launch(address, count, index, None, ', '.join(names)))
 
@@ -108,6 +104,14 @@ def _number(text: str, name: str) -> int:
 
 
 def _checked(launch: Launch) -> Launch:
+  # A port that is none would be waited for all the same.
+  match = re.fullmatch(r'\S+:([0-9]{1,5})', launch.coordinator)
+  if not match or not 0 < int(match[1]) < 65536:
+    raise UserError(
+      f'{launch.coordinator!r} is no address',
+      launch.where,
+      'give host:port of process 0, with a port from 1 to 65535',
+    )
   if launch.index >= launch.count:
     raise UserError(
       f'process {launch.index} does not exist among {launch.count}', launch.where, _HOW

@@ -75,6 +75,17 @@ CHIPS: dict[str, Chip] = {
   ),
 }
 
+# jax's names of TPUs; of GPUs it has the maker's.
+_KINDS = {
+  'TPU v4': 'v4',
+  'TPU v5 lite': 'v5e',
+  'TPU v5e': 'v5e',
+  'TPU v5': 'v5p',
+  'TPU v5p': 'v5p',
+  'TPU v6 lite': 'v6e',
+  'TPU v6e': 'v6e',
+}
+
 # Slices that Google Cloud offers.
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = (
@@ -152,6 +163,13 @@ class Topology:
         rate += chip.link * (2 if side >= _CLOSED[self.kind] else 1)
         left = -(-left // side)
     return rate or chip.link
+
+
+def of_device(kind: str) -> Chip | None:
+  """The chip that jax calls so (`Device.device_kind`); None where the table has no such."""
+  if kind in _KINDS:
+    return CHIPS[_KINDS[kind]]
+  return next((chip for chip in CHIPS.values() if chip.name == kind), None)
 
 
 def parse(name: str) -> Topology:

@@ -59,6 +59,19 @@ class Quota:
     Raises:
       UserError: the quota, or the disk, would be exceeded.
     """
+    self.within(workdir, bytes, files, what)
+    if bytes > (free := io.free_bytes(workdir)):
+      raise UserError(
+        f'{what or "what comes next"} takes {_number(bytes, "bytes")}, and '
+        f'{_number(free, "bytes")} are free on the disk',
+        str(workdir),
+        'free space or choose another --workdir',
+      )
+
+  def within(
+    self, workdir: str | os.PathLike[str], bytes: int, files: int = 1, what: str = ''
+  ) -> None:
+    """Holds so much more against the quota alone; see `require`."""
     uses = usage(workdir) if self.bytes or self.files else {}
     used = together(uses)
     largest = max(uses, key=lambda kind: uses[kind].bytes, default='')
@@ -77,13 +90,6 @@ class Quota:
           str(workdir),
           how,
         )
-    if bytes > (free := io.free_bytes(workdir)):
-      raise UserError(
-        f'{what or "what comes next"} takes {_number(bytes, "bytes")}, and '
-        f'{_number(free, "bytes")} are free on the disk',
-        str(workdir),
-        'free space or choose another --workdir',
-      )
 
 
 def usage(workdir: str | os.PathLike[str]) -> dict[str, Use]:

@@ -5,11 +5,11 @@ is not known is named. Not for measuring: numbers here are counted, not timed.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.study import licences, plan
+from sft_jax.study import disk, licences, plan
+from sft_jax.study.disk import ModelSize
 from sft_jax.utils import chips, words
 from sft_jax.utils.errors import UserError
 
@@ -17,28 +17,6 @@ from sft_jax.utils.errors import UserError
 # nearly so.
 TOLERANCE = {'examples': 0.0, 'steps': 0.0, 'supervised': 0.05, 'flops': 0.05}
 _TOKENS = 'config.plan.tokens'
-_BYTES = {'float32': 4, 'bfloat16': 2}
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSize:
-  """Sizes of a base model.
-
-  Attributes:
-    params: Parameters.
-    matmul: Of them, those that multiply activations: with the head, without the embedding.
-    layers: Decoder layers.
-    width: Heads × size of a head.
-    adapter_a_rank: Parameters of an adapter of rank 1 on the run's targets.
-    licence: As published; '' if unknown.
-  """
-
-  params: int
-  matmul: int
-  layers: int
-  width: int
-  adapter_a_rank: int
-  licence: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +66,10 @@ class Cost:
     supervised: Those with a loss.
     flops: Training FLOPs (`chips.flops_per_token`), without what rematerialisation repeats.
     weight_bytes: Weights of the snapshots that `checkpoint.keep_weights` keeps.
-    delta_bytes: The same as bfloat16 differences to the base; adapters as they are.
+    delta_bytes: The same as bfloat16 differences to the base, at most; adapters as they are.
+    disk_bytes: What runs leave, at most: those weights, and `config.export`.
+    working_bytes: Most that a cohort at work takes beside that, such as training states.
+    files: Files and directories that runs leave, at most.
     licence: The strictest licence of all models and data, and whose it is.
     unknown: What was not known, in words.
   """
@@ -105,6 +86,9 @@ class Cost:
   flops: float | None
   weight_bytes: int | None
   delta_bytes: int | None
+  disk_bytes: int | None
+  working_bytes: int | None
+  files: int
   licence: str
   unknown: tuple[str, ...]
 
@@ -118,8 +102,9 @@ def cost(study: plan.Study, sizes: Sizes) -> Cost:
   """
   runs = study.runs
   passed = [passes(run, sizes) for run in runs]
-  kept = [_kept(run, sizes) for run in runs]
-  weights = [_weight_bytes(run, sizes) for run in runs]
+  size = lambda run: sizes.models.get(run.spec.base)
+  kept = [disk.kept(run, examples_of(run, sizes)) for run in runs]
+  each = list(zip(runs, kept, strict=True))
   bases = list(dict.fromkeys(run.spec.base for run in runs))
   steps = [
     _most([run.steps(n)[1] if (n := examples_of(run, sizes)) else None for run in cohort.runs])
@@ -138,8 +123,13 @@ def cost(study: plan.Study, sizes: Sizes) -> Cost:
     tokens=_sum([p.tokens or None for p in passed]),
     supervised=_sum([p.supervised or None for p in passed]),
     flops=_sum([flops(run, sizes) for run in runs]),
-    weight_bytes=_sum([_times(n, size) for n, (size, _) in zip(kept, weights, strict=True)]),
-    delta_bytes=_sum([_times(n, size) for n, (_, size) in zip(kept, weights, strict=True)]),
+    weight_bytes=_sum([_times(n, disk.weight_bytes(run, size(run))) for run, n in each]),
+    delta_bytes=_sum([_times(n, disk.delta_bytes(run, size(run))) for run, n in each]),
+    disk_bytes=_sum([disk.left_bytes(r, size(r), examples_of(r, sizes)) for r in runs]),
+    working_bytes=_most(
+      [_sum([disk.working_bytes(run, size(run)) for run in c.runs]) for c in study.cohorts]
+    ),
+    files=sum(disk.files(run, size(run), examples_of(run, sizes)) for run in runs),
     licence=licences.strictest(named),
     unknown=tuple(_unknown(runs, sizes, named)),
   )
@@ -170,20 +160,11 @@ def flops(run: plan.Planned, sizes: Sizes) -> float | None:
   if run.spec.base not in sizes.models or not passed.tokens:
     return None
   size = sizes.models[run.spec.base]
-  adapter = size.adapter_a_rank * run.spec.rank if run.spec.method == 'lora' else None
+  adapter = size.adapters[run.spec.targets] * run.spec.rank if run.spec.method == 'lora' else None
   length = passed.tokens / passed.examples
   return passed.tokens * chips.flops_per_token(
     size.matmul, size.layers, size.width, length, adapter
   )
-
-
-def written_bytes(run: plan.Planned, size: ModelSize) -> int:
-  """Most bytes that a run's weights and training state take on disk at one time."""
-  sizes = Sizes(models={run.spec.base: size})
-  one, _ = _weight_bytes(run, sizes)
-  moments = 2 * (one or 0) * _BYTES['float32'] // _BYTES[run.spec.param_dtype]
-  states = run.config.checkpoint.keep_states + 1
-  return (one or 0) * max(_kept(run, sizes), 1) + states * ((one or 0) + moments)
 
 
 def comparability(study: plan.Study, sizes: Sizes | None = None) -> str:
@@ -248,25 +229,6 @@ def _short(number: float) -> str:
   return f'{number:,.0f}' if number < 1e9 else f'{number:.4g}'
 
 
-def _kept(run: plan.Planned, sizes: Sizes) -> int:
-  """Snapshots whose weights are kept at the end."""
-  count = len(run.snapshots(examples_of(run, sizes)))
-  return {'all': count, 'best': min(count, 2), 'last': 1, 'none': 0}[
-    run.config.checkpoint.keep_weights
-  ]
-
-
-def _weight_bytes(run: plan.Planned, sizes: Sizes) -> tuple[int | None, int | None]:
-  """Bytes of one snapshot's weights: (as they are trained, as a difference to the base)."""
-  if run.spec.base not in sizes.models:
-    return None, None
-  size = sizes.models[run.spec.base]
-  if run.spec.method == 'lora':
-    adapter = size.adapter_a_rank * run.spec.rank * _BYTES['float32']
-    return adapter, adapter
-  return size.params * _BYTES[run.spec.param_dtype], size.params * _BYTES['bfloat16']
-
-
 def _program(cohort: plan.Cohort) -> tuple[Any, ...]:
   """What one compiled training step serves."""
   # The last part tells full fine-tunes apart, which only contents and traced values do.
@@ -304,4 +266,4 @@ def _most(values: Sequence[int | None]) -> int | None:
 
 
 def _times(count: int, size: int | None) -> int | None:
-  return 0 if not count else None if size is None else math.prod((count, size))
+  return 0 if not count else None if size is None else count * size

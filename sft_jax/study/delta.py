@@ -157,15 +157,22 @@ def pack(
   Args:
     hf_dir: From `models.export`; gone afterwards.
     base: As for `write_delta`.
-    out_dir: Made, or its files replaced.
+    out_dir: Made, or replaced; it is there when it is whole.
 
   Raises:
     UserError: as `write_delta`; `hf_dir` is then still there.
   """
   out, card = Path(out_dir), Path(hf_dir) / 'README.md'
-  written = write_delta(hf_dir, base, out / f'model{SUFFIX}')
-  if card.exists():
-    io.write_bytes_atomic(out / card.name, card.read_bytes())
+  with io.explain_os_errors(out):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with io.scratch_directory(out.parent, out.name) as scratch:
+      new = scratch / 'new'
+      written = write_delta(hf_dir, base, new / f'model{SUFFIX}')
+      if card.exists():
+        shutil.copyfile(card, new / card.name)
+      if out.exists():
+        os.replace(out, scratch / 'old')
+      os.replace(new, out)
   shutil.rmtree(hf_dir)
   return written
 

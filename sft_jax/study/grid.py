@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sft_jax import spec as spec_lib
+from sft_jax.utils import mixture
 from sft_jax.utils.errors import UserError
 
 Entry = dict[str, Any]
@@ -165,6 +166,8 @@ def _checked(key: str, value: Any, known: Mapping[str, Any], where: str) -> Any:
       f'{key} is no factor: all runs of a study share it', where, f'set --config.{key} for all'
     )
   kind = type(known[key])
+  if key == 'data.name' and isinstance(value, Mapping):
+    value = mixture.written(value)
   if isinstance(value, str) and kind is not str:
     value = _number(value, kind)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):

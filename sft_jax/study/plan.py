@@ -32,14 +32,9 @@ _FREE = (
   *('chat', 'choose', 'doctor', 'probe', 'recommend', 'release', 'report', 'show'),
 )
 _FREE_KEYS = (
-  *('cache_dir', 'max_seconds', 'data.dir', 'eval.data_dir', 'eval.slots'),
-  *(
-    'eval.tokens_per_batch',
-    'eval.judge_budget',
-    'eval.run_code',
-    'train.remat',
-    'train.attention',
-  ),
+  *('cache_dir', 'max_seconds', 'profile', 'data.dir', 'eval.data_dir', 'eval.slots'),
+  *('eval.tokens_per_batch', 'eval.judge_budget', 'eval.run_code'),
+  *('train.remat', 'train.attention'),
   *('train.layout', 'train.loss_chunk', 'train.row_length', 'train.rows_per_micro'),
 )
 
@@ -80,8 +75,13 @@ class Planned:
     Raises:
       UserError: `train.snapshot_at` names none, or one outside the run.
     """
-    per_epoch, total = self.steps(examples or self.spec.planned_size or 10**9)
-    return list(spec_lib.snapshot_steps(self.config.train.snapshot_at, per_epoch, total).values())
+    known = examples or self.spec.planned_size
+    per_epoch, total = self.steps(known or 10**9)
+    try:
+      return [*spec_lib.snapshot_steps(self.config.train.snapshot_at, per_epoch, total).values()]
+    except UserError as e:
+      what = e.what if known else e.what.replace(f'{total} steps', f'{self.spec.epochs:g} epochs')
+      raise UserError(what, f'{e.where}; run {self.name}' if examples else e.where, e.how) from e
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,15 @@ def lines(study: plan.Study, sizes: cost_lib.Sizes | None = None) -> list[str]:
     ('examples', _number(taken.examples)),
     ('tokens', f'{_number(taken.tokens)}, {_number(taken.supervised)} of them supervised'),
     ('train FLOPs', '?' if taken.flops is None else f'{taken.flops:.3g}'),
-    ('weights kept', f'{_size(taken.weight_bytes)}; as deltas {_size(taken.delta_bytes)}'),
+    (
+      'weights kept',
+      f'{_size(taken.weight_bytes)}; as deltas below {_size(taken.delta_bytes)}',
+    ),
+    (
+      'disk',
+      f'at most {_size(taken.disk_bytes)} in {taken.files:,} files and directories, and '
+      f'{_size(taken.working_bytes)} while a cohort is at work',
+    ),
     ('licence', taken.licence or '?'),
     ('comparability', cost_lib.comparability(study, sizes)),
   ]

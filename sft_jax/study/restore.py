@@ -100,4 +100,4 @@ if __name__ == '__main__':
   try:
     restore(*sys.argv[1:4])
   except (ValueError, OSError, TypeError) as e:
-    sys.exit(f'error: {e}')
+    sys.exit(f'error: {e}' if len(sys.argv) == 4 else __doc__)

@@ -29,6 +29,8 @@ _DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What a library's own error says when it wraps one of the above.
 _FULL_WORDS = ('no space left on device', 'disk quota exceeded')
 _DENIED_WORDS = ('read-only file system', 'permission denied')
+# Packages that speak to object stores.
+_CLIENTS = ('tensorflow', 'fsspec', 'gcsfs', 's3fs', 'adlfs', 'aiohttp', 'botocore', 'google')
 
 
 @contextlib.contextmanager
@@ -64,7 +66,22 @@ def explain_os_errors(path: epath.PathLike) -> Iterator[None]:
         where=str(path),
         how='remove it or choose another --workdir',
       ) from e
+    if _is_of_a_bucket(e):
+      raise _unusable_bucket(e, path) from e
     raise
+
+
+def _is_of_a_bucket(error: Exception) -> bool:
+  """Whether a client of an object store raised it: those have errors of their own."""
+  return type(error).__module__.partition('.')[0] in _CLIENTS
+
+
+def _unusable_bucket(error: Exception, path: epath.PathLike) -> UserError:
+  return UserError(
+    f'the bucket cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}',
+    where=str(path),
+    how='check its name, the network and your access to it',
+  )
 
 
 @contextlib.contextmanager
@@ -78,6 +95,10 @@ def explain_unreadable(path: epath.PathLike) -> Iterator[None]:
       where=str(e.filename or path),
       how='check what lies there and its permissions',
     ) from e
+  except Exception as e:
+    if _is_of_a_bucket(e):
+      raise _unusable_bucket(e, path) from e
+    raise
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -25,6 +25,8 @@ from sft_jax.utils.errors import UserError
 BEAT_S = 20.0
 # Silence after which a holder that cannot be seen from here is taken for dead.
 EXPIRY_S = 180.0
+# Age of a sign of life that no difference between clocks explains.
+_OLD_S = 3600.0
 _UNKNOWN = {'host': 'unknown', 'pid': 'unknown'}
 
 
@@ -155,15 +157,18 @@ class Lease:
       raise _held(self._path, held)
     if alive is False:
       return
+    expiry = max(self._expiry_s, held.get('expiry', 0.0))
     if self._watch is not None:
-      if self._watch.silent_s(self._path, text) > max(self._expiry_s, held.get('expiry', 0.0)):
+      if self._watch.silent_s(self._path, text) > expiry:
         return
       raise _held(self._path, held)
-    if time.time() - held['beat'] > self._expiry_s:
+    age = time.time() - held['beat']
+    if age > max(expiry, _OLD_S):
       return
     log.say(f'waiting for a sign of {held["host"]}, process {held["pid"]}, which worked here')
-    # By our own clock: those of two machines may differ.
-    until = time.monotonic() + self._expiry_s
+    # By our own clock: those of two machines may differ. What seems dead has several beats to show
+    # that it is only late.
+    until = time.monotonic() + (expiry / 3 if age > expiry else expiry)
     while time.monotonic() < until:
       time.sleep(min(1.0, self._beat_s / 4))
       now, other = self._read()

@@ -275,6 +275,7 @@ class Progress(Bar):
       maxlen=window + 1
     )
     self._totals = (0.0, 0.0)
+    self._began, self._busy = time.monotonic(), 0.0
 
   def update(self, step: int, loss: float, tokens: float, supervised: float) -> dict[str, float]:
     """Tells that `step` steps are done.
@@ -286,8 +287,12 @@ class Progress(Bar):
       supervised: Tokens of that step that carry loss.
 
     Returns:
-      {'tokens-per-s', 'supervised-tokens-per-s', 'seconds-per-step'}, without rates at first.
+      {'tokens-per-s', 'supervised-tokens-per-s', 'seconds-per-step', 'goodput'}, without rates at
+      first. Goodput is the share of all time since the start that steps took: the rest went into
+      compiling and evaluating.
     """
+    if self._recent:
+      self._busy += time.monotonic() - self._recent[-1][0]
     self._done = step
     self._totals = (self._totals[0] + tokens, self._totals[1] + supervised)
     self._recent.append((time.monotonic(), step, *self._totals))
@@ -320,6 +325,7 @@ class Progress(Bar):
       'tokens-per-s': (tokens1 - tokens0) / seconds,
       'supervised-tokens-per-s': (supervised1 - supervised0) / seconds,
       'seconds-per-step': seconds / (last - first),
+      'goodput': self._busy / (now - self._began),
     }
 
   def _numbers(self, loss: float, rates: Mapping[str, float]) -> list[str]:

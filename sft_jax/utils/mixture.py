@@ -44,6 +44,11 @@ def weights(name: str) -> dict[str, int]:
   return {key: share // divisor for key, share in whole.items()}
 
 
+def written(shares: Mapping[str, float]) -> str:
+  """The name of a mixture given as {part: share}; `weights` says whether it is one."""
+  return 'mix:' + ','.join(f'{part}={share}' for part, share in shares.items())
+
+
 def left_out(name: str) -> str:
   """The data set that `without:NAME` leaves out; '' of other names."""
   for prefix in _WITHOUT:

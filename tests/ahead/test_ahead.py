@@ -136,6 +136,16 @@ def test_memory_of_the_training_state_is_exact():
   assert held.moment_bytes() == 2 * held.parameter_bytes()
 
 
+@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)])
+def test_memory_of_adapters_is_exact(sizes):
+  # Of A and B of a kernel one may be whole on each chip: the axis that is not cut is as long.
+  one = setting(RAW, 'v5e:2x4', 'lora', runs=4, mesh=sizes, targets='all-linear')
+  held = setting_lib.weights(one, mesh_lib.make_mesh(*sizes))
+  assert estimate.memory(one)['optimiser'] == held.moment_bytes()
+  count = estimate.counts(one).adapter
+  assert held.moment_bytes() > 8 * 4 * count / (sizes[1] * sizes[2])
+
+
 def test_remedies_fit_and_an_int8_base_is_among_them():
   raw = published.raw_config(LLAMA3)
   one = setting(raw, 'v5e:1x1', 'lora', length=2048, per_shard=2, targets='all-linear')

@@ -52,6 +52,17 @@ def test_runs_of_a_study_are_chosen_by_their_rows(study):
   assert len(export(study, export__format='hf')['exports']) == 2
 
 
+def test_any_step_whose_weights_are_kept(study):
+  kept = sorted(int(p.name) for p in (study / 'runs/two/weights').iterdir() if p.name.isdigit())
+  out = export(study / 'runs' / 'two', export__format='hf', export__step=kept[0])['export']
+  assert out.endswith(f'hf-{kept[0]}')
+  first = (study / out / 'model.safetensors').read_bytes()
+  again = export(study / 'runs' / 'two', export__format='hf')['export']
+  assert ((study / again / 'model.safetensors').read_bytes() == first) == (len(kept) == 1)
+  with pytest.raises(UserError, match=f'no weights of step 999 .* kept are .*{kept[-1]}'):
+    export(study / 'runs' / 'two', export__format='hf', export__step=999)
+
+
 @pytest.mark.parametrize(
   'where, changes, words',
   [

@@ -1,13 +1,15 @@
 """A study of a tiny model from its config to its tables, by the real runner."""
 
 import csv
+import os
+import signal
 
 import pytest
 
 from sft_jax.execution import study_run
 from sft_jax.parallel import mesh
 from sft_jax.study import status
-from sft_jax.utils.errors import UserError
+from sft_jax.utils.errors import Interrupted, UserError
 from tests import tiny
 
 SWEEP = (
@@ -87,7 +89,7 @@ def test_a_run_that_cannot_be_done_is_told_and_the_others_go_on(config, tmp_path
   assert states.count('done') == 6 and 0 < states.count('failed') <= 3
 
 
-@pytest.mark.parametrize('quota', [{'study__quota_gb': 1e-5}, {'study__quota_files': 100}])
+@pytest.mark.parametrize('quota', [{'study__quota_gb': 1e-5}, {'study__quota_files': 40}])
 def test_a_quota_ends_the_work_before_anything_is_written(config, tmp_path, quota):
   workdir = tmp_path / 'w'
   with pytest.raises(UserError, match='are left') as e:
@@ -105,12 +107,29 @@ def test_data_that_shrank_are_refused_and_nothing_is_lost(config, tmp_path):
   run(config(), workdir, SWEEP[:1])
   before, whole = (workdir / 'results.csv').read_bytes(), data.read_text()
   data.write_text('\n'.join(whole.splitlines()[:-3]) + '\n')
-  with pytest.raises(UserError, match='has changed since the study began'):
-    run(config(), workdir)
+  for call in (run, lambda config, workdir: study_run.plan_mode(config, SWEEP, str(workdir))):
+    with pytest.raises(UserError, match='has changed since the study began'):
+      call(config(), workdir)
   assert len(list(workdir.glob('runs/*'))) == 1
   assert (workdir / 'results.csv').read_bytes() == before
   data.write_text(whole)
   assert run(config(), workdir)['done'] == 3
+
+
+def test_a_signal_while_the_study_is_prepared(config, tmp_path, monkeypatch):
+  """Ends it as a signal at work does, so that launchers start it again."""
+  monkeypatch.setattr(study_run, 'expand', lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+  unhandled = signal.signal(signal.SIGTERM, lambda *args: pytest.fail('it would have died'))
+  try:
+    with pytest.raises(Interrupted, match='SIGTERM, with nothing to be saved'):
+      run(config(), tmp_path / 'w')
+  finally:
+    signal.signal(signal.SIGTERM, unhandled)
+
+
+def test_what_is_no_entry_is_told(config, tmp_path):
+  with pytest.raises(UserError, match='None is no entry of a sweep'):
+    run(config(), tmp_path / 'w', [None])
 
 
 def test_another_study_in_the_workdir(config, tmp_path):

@@ -63,8 +63,40 @@ def test_a_published_model_needs_no_file(config):
   size = sizes.models['mistralai/Mistral-7B-v0.1']
   assert size.params == 7_241_732_096 and size.licence == 'Apache-2.0'
   # 32 layers of q [4096, 4096] and v [4096, 1024], of rank 1.
-  assert size.adapter_a_rank == 32 * (4096 + 4096 + 4096 + 1024)
+  assert size.adapters == {'q_proj,v_proj': 32 * (4096 + 4096 + 4096 + 1024)}
   assert size.matmul == size.params - 32000 * 4096 - 65 * 4096
+
+
+@pytest.mark.parametrize(
+  ('second', 'words'),
+  [
+    ({'lora.targets': 'w_q'}, 'matches no linear module'),
+    ({'lora.rank': 9999}, 'no matrix of the model is of rank 9999'),
+    ({'train.layers': '0:99'}, 'no band of layers'),
+    ({'train.max_length': 9999}, 'more than the 128 positions'),
+    ({'data.size': 9999}, '9999 records are wanted'),
+  ],
+)
+def test_what_no_run_would_take_is_refused_with_its_run(config, tmp_path, second, words):
+  """Also of a run whose base another run has in common, and before anything begins."""
+  where = 'run llama.*sums'
+  with tiny.on_devices(), pytest.raises(UserError, match=rf'{words}.*{where}'):
+    study_run.plan_mode(config(), ({}, second), '')
+  if 'data.size' not in second:
+    with tiny.on_devices(), pytest.raises(UserError, match=rf'{words}.*{where}'):
+      study_run.run(config(), ({}, second), str(tmp_path / 'w'))
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_plan_is_held_to_the_quota(config, tmp_path):
+  workdir = str(tmp_path / 'w')
+  keep = {'checkpoint__keep_weights': 'all', 'study__quota_gb': 1e-4}
+  with tiny.on_devices(), pytest.raises(UserError, match=r'what the runs leave takes .* left'):
+    study_run.plan_mode(config(**keep), ({}, {'train.learning_rate': 1.0}), workdir)
+  with tiny.on_devices():
+    study_run.plan_mode(
+      config(checkpoint__keep_weights='none', study__quota_gb=1e-4), ({},), workdir
+    )
 
 
 def test_runs_are_held_to_what_their_data_really_are(config, tmp_path):

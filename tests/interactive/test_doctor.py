@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import pytest
 
 import sft_jax
@@ -153,9 +154,21 @@ def test_measurements_are_positive_and_the_gather_needs_company(monkeypatch):
   found = doctor_bench.measure(settings())
   assert set(found) == {
     *('matmul-float32-tflops', 'copy-gb-per-s', 'all-gather-gb-per-s'),
-    *('step-tokens-per-s', 'step-compile-s'),
+    *('step-tokens-per-s', 'step-compile-s', 'plan-step-tokens-per-s', 'step-attained'),
   }
   assert all(value > 0 for value in found.values())
+  share = found['step-tokens-per-s'] / found['plan-step-tokens-per-s']
+  assert found['step-attained'] == pytest.approx(share)
+
+
+def test_plans_know_what_makers_publish():
+  one = doctor_bench.Toy(None, None, None, None, tokens=1000, flops=2e12 * jax.device_count())
+  found = doctor_bench.planned(500.0, one, 0.008, 'NVIDIA H200')
+  assert found['plan-matmul-tflops'] == 989 and found['plan-copy-gb-per-s'] == 4800
+  # 2 TFLOP a device at 500 TFLOP/s: 4 ms; it took 8.
+  assert found['plan-step-tokens-per-s'] == pytest.approx(1000 / 0.004)
+  assert found['step-attained'] == pytest.approx(0.5)
+  assert 'plan-matmul-tflops' not in doctor_bench.planned(1.0, one, 1.0, 'cpu')
 
 
 def test_the_command_fails_after_it_has_told(tmp_path):

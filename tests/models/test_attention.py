@@ -138,6 +138,16 @@ def test_rows_of_mapped_runs_are_rows_for_cudnn(monkeypatch):
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, wanted)
 
 
+@pytest.mark.parametrize('window', [None, 7])
+def test_cudnn_sees_what_plain_attention_sees(monkeypatch, window):
+  """XLA stands in for the kernel: what is told apart from the mask adds up to it."""
+  monkeypatch.setattr(attention, '_CUDNN', 'xla')
+  q, k, v, segments = inputs()
+  size = None if window is None else jnp.int32(window)
+  found = attention.fused('cudnn', CFG, q, k, v, segments, size)
+  np.testing.assert_allclose(found, reference(CFG, q, k, v, segments, size), atol=2e-5)
+
+
 def test_cudnn_is_traced_under_a_mapped_axis(monkeypatch):
   """Every LoRA run has one. Tracing needs no GPU, but for questions about it."""
   from jax._src.cudnn import fused_attention_stablehlo as kernel
@@ -147,5 +157,10 @@ def test_cudnn_is_traced_under_a_mapped_axis(monkeypatch):
   monkeypatch.setattr(kernel, 'is_cuda_compute_capability_equal', lambda capability: False)
   shapes = lambda x: jax.ShapeDtypeStruct((4, *x.shape), x.dtype)
   runs = jax.tree.map(shapes, inputs(rows=2, dtype=jnp.bfloat16))
-  loss, slopes = jax.eval_shape(jax.vmap(jax.value_and_grad(cudnn_loss, (0, 1, 2))), *runs)
+  graph, (loss, slopes) = jax.make_jaxpr(
+    jax.vmap(jax.value_and_grad(cudnn_loss, (0, 1, 2))), return_shape=True
+  )(*runs)
   assert loss.shape == (4,) and [x.shape for x in slopes] == [x.shape for x in runs[:3]]
+  # Later blocks are skipped, forward and backward.
+  text = str(graph)
+  assert 'MaskType.CAUSAL' in text and 'MaskType.NO_MASK' not in text

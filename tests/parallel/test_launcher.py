@@ -84,6 +84,8 @@ def test_first_host(nodes, host):
     (PLAIN | {'JAX_PROCESS_ID': '-1'}, "'-1' is no number"),
     (PLAIN | {'JAX_NUM_PROCESSES': 'many'}, "'many' is no number"),
     (PLAIN | {'JAX_COORDINATOR_ADDRESS': 'a'}, "'a' is no address"),
+    (PLAIN | {'JAX_COORDINATOR_ADDRESS': 'a:99999'}, 'a port from 1 to 65535'),
+    (SRUN | {'JAX_COORDINATOR_PORT': '0'}, "'gpu003:0' is no address"),
     (SRUN | {'SLURM_STEP_NODELIST': ''}, 'not SLURM_STEP_NODELIST|SLURM_STEP_NODELIST is not set'),
   ],
 )

@@ -72,7 +72,10 @@ def test_target_configs_tell_the_card():
 )
 def test_abstract_tpus(name, count):
   pytest.importorskip('libtpu', reason='the compiler of TPUs is not installed')
-  assert len(topology.devices(topology.parse(name))) == count
+  found = topology.devices(topology.parse(name))
+  assert len(found) == count
+  # As a real one of them calls itself.
+  assert topology.of_device(found[0].device_kind) == topology.parse(name).chip
 
 
 def test_without_a_compiler(monkeypatch):

@@ -1,15 +1,16 @@
 """What a study takes, counted by hand; comparability; licences."""
 
+import dataclasses
 import json
 
 import pytest
 
-from sft_jax.study import cost, licences, plan, plan_text
+from sft_jax.study import cost, disk, licences, plan, plan_text
 from sft_jax.utils.errors import UserError
 from tests.study.plans import config, study
 
 SIZE = cost.ModelSize(
-  params=1000, matmul=900, layers=2, width=4, adapter_a_rank=10, licence='Apache-2.0'
+  params=1000, matmul=900, layers=2, width=4, adapters={'all-linear': 10}, licence='Apache-2.0'
 )
 
 
@@ -51,6 +52,44 @@ def test_by_hand():
   assert got.weight_bytes == 2 * 4 * (80 + 40 + 1000)
   assert got.delta_bytes == 2 * (4 * (80 + 40) + 2 * 1000)
   assert got.licence == 'no commercial use: data lima (CC BY-NC-SA 4.0)' and not got.unknown
+  assert got.disk_bytes == got.weight_bytes
+  # Of the full one, two training states of float32 weights and two moments.
+  assert got.working_bytes == 2 * 3 * 4000
+
+
+def test_adapters_are_those_of_each_run():
+  size = dataclasses.replace(SIZE, adapters={'q_proj': 3, 'all-linear': 10})
+  known = cost.Sizes(models={'org/model': size})
+  for grid in ('targets=q_proj,all-linear', 'targets=all-linear,q_proj'):
+    assert cost.cost(study(grid=grid), known).weight_bytes == 2 * 4 * 8 * 13
+
+
+@pytest.mark.parametrize(
+  ('changes', 'left', 'sure', 'beside'),
+  [
+    ({}, 320, 320, 0),
+    ({'export__format': 'peft'}, 640, 640, 0),
+    ({'export__format': 'hf', 'export__dtype': 'float32'}, 320 + 4000, 320 + 4000, 0),
+    ({'export__format': 'delta'}, 320 + 2000, 320, 2000),
+    ({'checkpoint__keep_weights': 'none', 'export__format': 'hf'}, 2000, 2000, 0),
+  ],
+)
+def test_what_an_export_takes(changes, left, sure, beside):
+  """Of one LoRA run that keeps one snapshot of 80 numbers, on a base of 1,000 parameters."""
+  given = {'checkpoint__keep_weights': 'last', 'train__epochs': 1.0} | changes
+  (run,) = study(grid='lr=1e-4', **given).runs
+  assert disk.left_bytes(run, SIZE) == left and disk.sure_bytes(run, SIZE) == sure
+  assert disk.working_bytes(run, SIZE) == 2 * 3 * 320 + beside
+  assert disk.written_bytes(run, SIZE) == left + 2 * 3 * 320 + beside
+  assert disk.left_bytes(run, None) is disk.sure_bytes(run, None) is None
+
+
+def test_files_of_a_run():
+  """A full fine-tune that keeps ten snapshots leaves hundreds, and a small adapter two for each."""
+  large = dataclasses.replace(SIZE, params=10**9)
+  full, lora = study(grid='method=full,lora', checkpoint__keep_weights='all').runs
+  few, many = disk.files(lora, large), disk.files(full, large)
+  assert few < 80 and many - few == 10 * (24 + 10 - 2)
 
 
 def test_what_is_kept():

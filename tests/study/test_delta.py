@@ -244,6 +244,22 @@ def test_a_cut_file_is_refused_by_tensor(pair, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_a_directory_of_a_delta_is_there_when_it_is_whole(pair, tmp_path, monkeypatch):
+  """Whatever a kill leaves, it does not pass for an export."""
+  base, tuned = pair
+  out, write_delta = tmp_path / 'export' / 'delta', delta.write_delta
+
+  def seen(*args):
+    written = write_delta(*args)
+    assert not out.exists()
+    return written
+
+  monkeypatch.setattr(delta, 'write_delta', seen)
+  delta.pack(tuned, base, out)
+  assert [path.name for path in out.parent.iterdir()] == ['delta'] and not tuned.exists()
+  assert (out / f'model{delta.SUFFIX}').is_file()
+
+
 def test_no_damaged_byte_passes(pair, tmp_path):
   tuned, base = pair
   delta.write_delta(tuned, base, tmp_path / 'd')
@@ -345,7 +361,8 @@ def test_the_script_alone(pair, tmp_path):
   assert again.returncode == 1 and again.stderr.startswith('error: ') and 'out' in again.stderr
   wrong = run('d', 'tuned', 'out2')
   assert wrong.returncode == 1 and 'is of another base' in wrong.stderr
-  assert run('d').stderr.startswith('error: ')
+  for unsaid in (run(), run('d')):
+    assert unsaid.returncode == 1 and 'DELTA BASE_DIR OUT_DIR' in unsaid.stderr
 
 
 def test_the_script_imports_nothing_of_ours():

@@ -56,11 +56,21 @@ def test_names_are_told_apart():
   assert named.name == 'Mine-1+lima+lora'
 
 
+def test_a_snapshot_outside_a_run_of_unknown_length():
+  with pytest.raises(UserError, match=r"'0.5,1' .* outside the run of 0.5 epochs .*entry 1"):
+    study(grid='epochs=0.5', train__snapshot_at='0.5,1', data__size=0)
+  (run,) = study(grid='epochs=1', train__snapshot_at='s9', data__size=0).runs
+  with pytest.raises(UserError, match=rf'the run of 1 steps .*run {run.name}'.replace('+', r'\+')):
+    run.snapshots(5)
+
+
 def test_equal_mixtures_are_one_run():
   with pytest.raises(UserError, match='entries 1 and 2 are one run'):
     study([{'data': 'mix:a=0.7,b=0.3'}, {'data': 'mix:b=3,a=7'}])
   made = study([{'data': 'mix:a=0.7,b=0.3'}], data__name='mix:a=7,b=3')
   assert made.runs[0].differs == {}
+  (written,) = study([{'data': {'b': 0.3, 'a': 0.7}}]).runs
+  assert written.key == study([{'data': 'mix:a=7,b=3'}]).runs[0].key
 
 
 @pytest.mark.parametrize(
@@ -79,6 +89,8 @@ def test_equal_mixtures_are_one_run():
     ([{'lr': 1e-3}, {'path': 'a.jsonl'}], r'exactly one of .*entry 2: data.path=a.jsonl'),
     ([{'method': 'full', 'quantize': 'int8'}], r'cannot be trained itself .*entry 1'),
     ([{'schedule': 'cosin'}], r"'cosin' is no choice \(config.train.schedule; entry 1"),
+    ([{'data': {'a': -1}}], r"'a=-1' is no part of a mixture"),
+    ([{'data': {}}], r'is no part of a mixture'),
     ([{'data': 'mix:a=x'}], r'is no part of a mixture \(config.data.name; entry 1'),
     ([{'train.snapshot_at': '11'}], r'outside the run of .*snapshot_at; entry 1'),
   ],

@@ -52,6 +52,22 @@ def test_explained(raised, words):
     raise raised
 
 
+@pytest.mark.parametrize('explain', [io.explain_os_errors, io.explain_unreadable])
+def test_what_a_client_of_a_bucket_raises(explain):
+  class PreconditionError(Exception):
+    pass
+
+  PreconditionError.__module__ = 'tensorflow.python.framework.errors_impl'
+  with (
+    pytest.raises(UserError, match=r'cannot be used: no such host \(gs://b/x\)'),
+    explain('gs://b/x'),
+  ):
+    raise PreconditionError('no such host\nwhen reading')
+  PreconditionError.__module__ = 'elsewhere'
+  with pytest.raises(PreconditionError), explain('gs://b/x'):
+    raise PreconditionError('no such host')
+
+
 def test_other_errors_pass():
   with pytest.raises(ValueError, match='else'), io.explain_os_errors('/somewhere'):
     raise ValueError('else')

@@ -84,8 +84,21 @@ def test_an_id_that_is_used_again(path):
 
 
 def test_another_machine_that_has_long_been_silent(path):
-  elsewhere(path, beat=time.time() - 2 * lease.EXPIRY_S)
+  elsewhere(path, beat=time.time() - 2 * 3600)
   with lease.Lease(path):
+    assert json.loads(path.read_text())['host'] != 'far'
+
+
+def test_another_machine_whose_clock_is_behind(path):
+  """It seems to be long silent, and is given a moment to show itself before it is followed."""
+  behind = lambda: time.time() - 3 * lease.EXPIRY_S
+  elsewhere(path, beat=behind())
+  timer = threading.Timer(0.2, lambda: elsewhere(path, beat=behind() + 20))
+  timer.start()
+  with pytest.raises(UserError, match='far, process'):
+    lease.Lease(path, beat_s=0.1, expiry_s=6.0).__enter__()
+  timer.join()
+  with lease.Lease(path, beat_s=0.1, expiry_s=0.3):
     assert json.loads(path.read_text())['host'] != 'far'
 
 

@@ -132,12 +132,14 @@ def test_rates_leave_compilation_out(monkeypatch):
     'tokens-per-s': 2000.0,
     'supervised-tokens-per-s': 1000.0,
     'seconds-per-step': 0.5,
+    'goodput': 1 / 61,
   }
   now[0] += 600  # evaluating
   progress.resume()
   now[0] += 1.0
   # Steps 2 to 4 took two seconds: the step after an evaluation counts like any other.
-  assert progress.update(4, 2.0, 1000, 500)['tokens-per-s'] == 1500.0
+  rates = progress.update(4, 2.0, 1000, 500)
+  assert rates['tokens-per-s'] == 1500.0 and rates['goodput'] == 2 / 662
 
 
 def test_evaluations_after_every_step_leave_rates(monkeypatch):
