@@ -247,10 +247,12 @@ def planned(one: Any, ceilings: Mapping[str, float], **changes: float) -> dict[s
     step, on the measured ceilings)}.
   """
   from configs import base
-  from sft_jax.ahead import estimate, plan
+  from sft_jax.ahead import asked, estimate, hours, plan
   from sft_jax.parallel import roofline
 
   config = base.get_config()
+  # Nothing but the tokens that are given.
+  config.eval.tasks = ''
   config.plan.scored = float(changes.get('scored', 0))
   config.plan.written = float(changes.get('written', 0))
   config.plan.room = int(changes.get('room', config.plan.room))
@@ -259,8 +261,9 @@ def planned(one: Any, ceilings: Mapping[str, float], **changes: float) -> dict[s
   bound = roofline.bound(work, one.topology)
   kinds = estimate.memory(one)
   part = plan.Part(one, cohorts=1, runs=one.runs, steps=1, snapshots=1)
-  hours = plan.hours(plan.Planned(part, None, {}, bound, kinds, [], {}), config)
-  out = {name: 3600 * value for name, value in hours.items()}
+  known = plan.Planned(part, None, {}, bound, kinds, [], {})
+  found = hours.hours(known, config, asked.asked(config, 0.0))
+  out = {name: 3600 * value for name, value in found.items()}
   if ceilings:
     out['least'] = max(work.flops / ceilings['matmul'], work.moved / ceilings['copy'])
   return out | {'bytes': sum(kinds.values())}
