@@ -53,7 +53,14 @@ def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
       with _naming(run):
         counted[key] = _count(run, session)
     data[run.key] = counted[key]
-  return cost.Sizes(models, data, _licences(study))
+  bases = {run.spec.base: run.config.cache_dir for run in study.runs}
+  return cost.Sizes(
+    models,
+    data,
+    _licences(study),
+    tuple(base for base, cache in bases.items() if not _base_is_here(base, cache)),
+    _data_elsewhere(study),
+  )
 
 
 def model_sizes(runs: Sequence[plan.Planned]) -> dict[str, cost.ModelSize]:
@@ -129,13 +136,27 @@ def base_licence(base: str, cache_dir: str = '') -> str:
 
 def _at_hand(run: plan.Planned) -> bool:
   """Whether records and tokenizer of a run lie on this machine."""
-  rows = datasets.described(run.spec.data_name, run.spec.data_path, run.config.data.dir)
-  if any(row['path'].startswith(('hf:', 'tfds:')) for row in rows.values()):
+  if _elsewhere(run) or source.place(run.spec.base) not in ('wheel', 'local'):
     return False
-  where = source.place(run.spec.base)
+  return _base_is_here(run.spec.base, run.config.cache_dir)
+
+
+def _elsewhere(run: plan.Planned) -> list[str]:
+  """Parts of a run's data that come from a hub."""
+  rows = datasets.described(run.spec.data_name, run.spec.data_path, run.config.data.dir)
+  return [name for name, row in rows.items() if row['path'].startswith(('hf:', 'tfds:'))]
+
+
+def _data_elsewhere(study: plan.Study) -> tuple[str, ...]:
+  return tuple(dict.fromkeys(name for run in study.runs for name in _elsewhere(run)))
+
+
+def _base_is_here(base: str, cache_dir: str) -> bool:
+  """Whether a base's weights lie on this machine; those in a bucket are read where they are."""
+  where = source.place(base)
   if where == 'wheel':
-    return wheel.is_here(run.spec.base, source.cache_root(run.config.cache_dir or None))
-  return where == 'local'
+    return wheel.is_here(base, source.cache_root(cache_dir or None))
+  return where != 'hub' or hub_models.is_here(base)
 
 
 def _count(run: plan.Planned, session: Session) -> cost.DataSize:

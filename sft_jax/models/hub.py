@@ -42,6 +42,12 @@ def fetch(spec: str) -> pathlib.Path:
   return snapshot.directory
 
 
+def is_here(spec: str) -> bool:
+  """Whether weights of `org/name`, of whatever revision, lie in the hub's cache."""
+  repo = _parts(spec)[0].replace('/', '--')
+  return any(hub.cache().glob(f'models--{repo}/snapshots/*/*.safetensors'))
+
+
 def config_file(spec: str) -> pathlib.Path:
   """Where the config.json of `org/name[@revision]` lies, fetched alone if it is not in the cache.
 

@@ -43,11 +43,15 @@ class Sizes:
     data: {run key: counts}, once prepared; else `data.size` is taken for the examples and
       `plan.tokens` for the tokens of each.
     data_licences: {data set or path: licence}, of every part of a mixture.
+    absent: Bases whose weights are not on this machine.
+    absent_data: Data sets that come from elsewhere.
   """
 
   models: Mapping[str, ModelSize] = dataclasses.field(default_factory=dict)
   data: Mapping[str, DataSize] = dataclasses.field(default_factory=dict)
   data_licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  absent: tuple[str, ...] = ()
+  absent_data: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Cost:
     disk_bytes: What runs leave, at most: those weights, and `config.export`.
     working_bytes: Most that a cohort at work takes beside that, such as training states.
     files: Files and directories that runs leave, at most.
+    download_bytes: Weights, in two bytes each, of bases that are not on this machine.
+    downloads: Those bases, and data sets that come from elsewhere.
     licence: The strictest licence of all models and data, and whose it is.
     unknown: What was not known, in words.
   """
@@ -89,6 +95,8 @@ class Cost:
   disk_bytes: int | None
   working_bytes: int | None
   files: int
+  download_bytes: int | None
+  downloads: tuple[str, ...]
   licence: str
   unknown: tuple[str, ...]
 
@@ -130,6 +138,10 @@ def cost(study: plan.Study, sizes: Sizes) -> Cost:
       [_sum([disk.working_bytes(run, size(run)) for run in c.runs]) for c in study.cohorts]
     ),
     files=sum(disk.files(run, size(run), examples_of(run, sizes)) for run in runs),
+    download_bytes=_sum(
+      [2 * sizes.models[base].params if base in sizes.models else None for base in sizes.absent]
+    ),
+    downloads=(*sizes.absent, *sizes.absent_data),
     licence=licences.strictest(named),
     unknown=tuple(_unknown(runs, sizes, named)),
   )

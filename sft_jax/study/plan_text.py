@@ -37,6 +37,7 @@ def lines(study: plan.Study, sizes: cost_lib.Sizes | None = None) -> list[str]:
       f'at most {_size(taken.disk_bytes)} in {taken.files:,} files and directories, and '
       f'{_size(taken.working_bytes)} while a cohort is at work',
     ),
+    ('download', _download(sizes, taken)),
     ('licence', taken.licence or '?'),
     ('comparability', cost_lib.comparability(study, sizes)),
   ]
@@ -62,6 +63,16 @@ def as_json(study: plan.Study, sizes: cost_lib.Sizes | None = None) -> dict[str,
     'differs': {run.key: run.differs for run in study.runs},
     'snapshots': {run.key: run.snapshots(cost_lib.examples_of(run, sizes)) for run in study.runs},
   }
+
+
+def _download(sizes: cost_lib.Sizes, taken: cost_lib.Cost) -> str:
+  parts = []
+  if sizes.absent:
+    bases = words.count(len(sizes.absent), 'base')
+    parts.append(f'{bases}, about {_size(taken.download_bytes)} in bfloat16')
+  if sizes.absent_data:
+    parts.append(words.count(len(sizes.absent_data), 'data set'))
+  return f'{", ".join(parts)} (--mode=fetch)' if parts else 'nothing'
 
 
 def _factor_lines(study: plan.Study) -> list[str]:

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from sft_jax.execution import study_run, study_sizes
-from sft_jax.study import cost, plan
+from sft_jax.study import cost, plan, plan_text
+from sft_jax.utils import hub
 from sft_jax.utils.errors import UserError
 from tests import tiny
 
@@ -55,6 +56,24 @@ def test_what_is_not_here_is_left_unknown(config):
   unknown = cost.cost(study, sizes).unknown
   assert any('none/such' in line for line in unknown)
   assert any('config.plan.tokens' in line for line in unknown)
+
+
+def test_what_would_be_downloaded(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(hub, 'cache', lambda: tmp_path)
+  mistral = 'mistralai/Mistral-7B-v0.1'
+  sweep = ({'model.path': mistral}, {'data.path': '', 'data.name': 'lima', 'data.size': 10})
+  study, sizes = known(config(), sweep)
+  taken = cost.cost(study, sizes)
+  assert taken.downloads == (mistral, 'lima')
+  assert taken.download_bytes == 2 * 7_241_732_096
+  told = [line for line in plan_text.lines(study, sizes) if line.startswith('download')]
+  assert told == ['download      1 base, about 14.5 GB in bfloat16, 1 data set (--mode=fetch)']
+  place = tmp_path / 'models--mistralai--Mistral-7B-v0.1' / 'snapshots' / 'abc'
+  place.mkdir(parents=True)
+  (place / 'config.json').touch()
+  assert known(config(), sweep)[1].absent == (mistral,), 'a config is no weights'
+  (place / 'model.safetensors').touch()
+  assert known(config(), sweep)[1].absent == ()
 
 
 def test_a_published_model_needs_no_file(config):
