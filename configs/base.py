@@ -221,8 +221,8 @@ def get_config() -> ConfigDict:
   config.choose.least_gain = 0.0  # Points over the base that are worth having.
   config.choose.error = 0.05  # Chance that the best candidate is shown to be worse than another.
   config.choose.most_leak = 0.1  # Candidates that hold a larger share of a task are out.
-  # Count a change of an item only where an answer was found before and after: not what only makes
-  # answers readable.
+  # Count no gain of an item in which no answer was found before: it may be one of form alone. Where
+  # none is found any more that is a loss.
   config.choose.ability_only = True
   # A table of results, csv or parquet, of other models: where it has a target and a candidate's
   # name, the race starts from what it leads to expect.

@@ -67,7 +67,7 @@ def open_run(workdir: str, config: ConfigDict | None = None) -> 'Run':
     UserError: no run there.
   """
   held = opened.config_of(os.fspath(workdir))
-  return Run(workdir, config or config_file.completed(held['config']))
+  return Run(workdir, config or ConfigDict(held['config']))
 
 
 def load_model(path: str, changes: Mapping[str, Any] | None = None) -> 'Model':

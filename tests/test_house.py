@@ -59,12 +59,14 @@ EDGES = {
     'utils results data.loader train .scoring .session .cohort .place .joint .job'
   ),
   'execution.runner': 'utils spec results train .workdir .summary .session .job .driver',
-  'execution.opened': 'utils spec parallel models train evals .workdir .inputs .program',
+  'execution.opened': (
+    'utils config_file spec parallel models train evals .workdir .inputs .program'
+  ),
   'execution.graft': 'utils evals',
   'execution.probed': 'utils analysis.predictors evals .inputs .opened',
   'execution.finished': 'utils .opened study.directory',
   'execution.probe_mode': 'utils spec evals train.loop train.checkpoint .finished .opened .probed',
-  'execution.export_mode': 'utils config_file .finished .opened .runner',
+  'execution.export_mode': 'utils .finished .opened .runner',
   'execution.evaluate': (
     'utils spec results parallel models train evals .workdir .inputs .scoring .runner .opened '
     '.session .graft .delta_export'
@@ -78,12 +80,15 @@ EDGES = {
     'data.datasets evals.core train.loop .session .runner study'
   ),
   'fetch': 'utils spec data models evals execution.study_run decide.choose_mode',
-  'decide.choose_data': 'utils data.readers evals study train.loop execution.session execution.job',
+  'decide.choose_data': (
+    'utils data.datasets data.readers evals study train.loop execution.session execution.job'
+  ),
   'decide.choose_wish': 'utils evals.core study .choose_data',
   'decide.choose_run': (
-    'utils evals .choose_data .choose_wish execution.session execution.evaluate '
+    'utils evals .choose_data .choose_sizes .choose_wish execution.session execution.evaluate '
     'execution.study_run study'
   ),
+  'decide.choose_sizes': 'utils study',
   'decide.choose_told': (
     'utils config_file data.licences evals execution.study_sizes study .choose_data .choose_run '
     '.choose_wish'

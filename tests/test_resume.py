@@ -55,7 +55,7 @@ def training_state(given, workdir):
 
 def metrics(workdir):
   """All lines of metrics.jsonl, without what the clock and the machine say."""
-  clock = re.compile('per-s|seconds|mfu|bytes')
+  clock = re.compile('per-s|seconds|mfu|goodput|bytes')
   return [
     {name: value for name, value in line.items() if not clock.search(name)}
     for line in tiny.read_jsonl(workdir / 'metrics.jsonl')

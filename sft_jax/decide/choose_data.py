@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_jax.data import readers
+from sft_jax.data import datasets, readers
 from sft_jax.evals.suite import BenchmarkTask
 from sft_jax.execution import job
 from sft_jax.execution.session import Session
@@ -55,6 +55,11 @@ class Candidate:
   leaks: Mapping[str, Sequence[str]]
   script: str
   warnings: tuple[str, ...]
+
+  def with_leaks(self, more: Mapping[str, Sequence[str]]) -> 'Candidate':
+    """The same with further items that were found."""
+    merged = {task: sorted({*ids, *more[task]}) for task, ids in self.leaks.items()}
+    return dataclasses.replace(self, leaks=merged)
 
 
 def look(config: Any, place: str, session: Session) -> Candidate:
@@ -193,6 +198,11 @@ def kind(data: str) -> str:
     return 'name'
   file = readers.file_kind(data) in _KINDS or os.path.exists(data)
   return 'path' if file or data.startswith(('hf:', 'tfds:')) else 'name'
+
+
+def is_drawn(data: str, most: int) -> bool:
+  """Whether seeds decide which records of a candidate are trained on, `most` of them or 0."""
+  return most > 0 or (kind(data) == 'name' and len(datasets.parts(data)) > 1)
 
 
 def scores(items: Sequence[Mapping[str, Any]]) -> Scores:

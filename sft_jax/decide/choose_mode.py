@@ -21,7 +21,7 @@ from sft_jax.study.race import Race, Rules
 from sft_jax.study.race_data import Field
 from sft_jax.study.race_evidence import Arm, Prior
 from sft_jax.train import loop
-from sft_jax.utils import log
+from sft_jax.utils import log, select
 from sft_jax.utils.errors import UserError
 
 
@@ -83,14 +83,17 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
     what = f'more than {most:.0%} of a target or guard stands in each of the candidates'
     how = 'give other data or targets, or raise config.choose.most_leak'
     raise UserError(what, 'config.choose.data', how)
-  budget = runs.measure(clean[0])
+  budget = runs.measure(clean)
   unit = wish.budget.unit
-  one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit)
+  one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit, runs.given)
   decision = choose.choose(one, runs.evaluate)
+  if not one.evidence.reached and 'failed' in one.state.values():
+    raise runs.nothing_ran()
   ended = [arm for arm in arms if one.state[arm] == 'cut']
   if ended and one.last not in one.evidence.reached.values():
+    needed = one.to_give(one.spent + min(one.price([arm], one.last) for arm in ended))
     raise UserError(
-      'the budget ended before a candidate was trained in full',
+      f'the budget ended before any was trained in full: that takes {needed} or more in all',
       'config.choose.budget',
       'give more: the same command goes on from what is done',
     )
@@ -239,8 +242,11 @@ def _prior(config: Any, data: Mapping[str, str], targets: Sequence[str]) -> dict
     log.warn(f'{config.choose.prior} has none of the targets: the race starts from nothing')
     return {}
   scores = recommend.scores_of(frame, columns, None)
-  found = recommend.recommend(scores, list(data), config.model.name)
-  known = {one.data: Prior(one.mean, one.sd) for one in found if one.known}
+  # Runs on a part that is selected are called after it, as in `recommend_mode`.
+  part = select.canonical(config.data.select)
+  names = {f'{name}+{part}' if part else name: name for name in data}
+  found = recommend.recommend(scores, list(names), config.model.name)
+  known = {names[one.data]: Prior(one.mean, one.sd) for one in found if one.known}
   log.say(f'the table knows {len(known)} of {len(data)} candidates')
   return known
 

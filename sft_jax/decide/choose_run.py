@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from sft_jax.decide import choose_data, choose_wish
+from sft_jax.decide import choose_data, choose_sizes, choose_wish
 from sft_jax.decide.choose_data import Candidate
 from sft_jax.decide.choose_wish import Wish
 from sft_jax.evals import records
@@ -26,14 +26,10 @@ from sft_jax.study.directory import StudyDirectory
 from sft_jax.study.race import Trial
 from sft_jax.study.race_budget import Clock
 from sft_jax.study.race_data import Observation, Scores
-from sft_jax.study.race_evidence import Arm, Rung
+from sft_jax.study.race_evidence import Arm
 from sft_jax.utils import io, log, words
 from sft_jax.utils.errors import Interrupted, UserError
 
-# Points (standard deviation) that a gain on a share of the data moves against the others' until all
-# are used, times the root of that share: 4.5 at a twentieth, the median over models and benchmarks
-# of 1k against 20k examples in the published table.
-_DRIFT = 1.0
 # Of the time that is left, planned with: how long runs take is known only nearly.
 _CAREFUL = 0.9
 
@@ -71,17 +67,31 @@ class Runs:
     # All rungs are one study as far as nothing is to be read, tokenised or compiled twice.
     self._session = Session(os.path.join(workdir, 'prepared'))
     with self._once('read'):
-      place, session = os.path.join(workdir, 'none'), self._session
-      self.candidates = {
-        name: choose_data.look(
-          choose_wish.with_data(self._config, data, wish.most.get(name, 0)), place, session
-        )
-        for name, data in wish.data.items()
-      }
-    self._sizes = list(wish.sizes) or self._default_sizes()
-    self.rungs = self._make_rungs()
+      self.candidates = {name: self._look(name, 0) for name in wish.data}
+      most = max(one.examples for one in self.candidates.values())
+      shared = self._config.data.size, self._config.train.batch_size
+      self._sizes = list(wish.sizes) or choose_sizes.default(workdir, most, *shared)
+      self.rungs = choose_sizes.rungs(self._sizes, most, wish.seeds)
+      self._find_leaks()
     self._runs: dict[Trial, str] = {}
-    self._paid = 0.0
+    self._paid, self._tried = 0.0, set[str]()
+    self._trouble: UserError | None = None
+
+  def _look(self, name: str, seed: int) -> Candidate:
+    """What is found of the data that a candidate's runs of a seed are trained on."""
+    data, most = self._wish.data[name], self._wish.most.get(name, 0)
+    config = choose_wish.with_data(self._config, data, most).copy_and_resolve_references()
+    with config.unlocked():
+      config.train.seeds.data += seed
+    return choose_data.look(config.lock(), os.path.join(self._workdir, 'none'), self._session)
+
+  def _find_leaks(self) -> None:
+    """Where seeds draw records, an item is leaked that stands in those of any seed of the race."""
+    for name in self.candidates:
+      if choose_data.is_drawn(self._wish.data[name], self._wish.most.get(name, 0)):
+        for seed in range(1, sum(rung.seeds for rung in self.rungs)):
+          own = self.candidates[name]
+          self.candidates[name] = own.with_leaks(self._look(name, seed).leaks)
 
   @contextlib.contextmanager
   def _once(self, name: str) -> Iterator[None]:
@@ -90,24 +100,6 @@ class Runs:
     with self._clock.counting({'again' if again else name: 1.0}):
       yield
     self._clock.note(f'{name} is done', 1.0)
-
-  def _default_sizes(self) -> list[int]:
-    full = self._config.data.size
-    most = full or max(one.examples for one in self.candidates.values())
-    least = max(4 * self._config.train.batch_size, 64)
-    return [*(most // part for part in (16, 4) if most // part >= least), full]
-
-  def _make_rungs(self) -> list[Rung]:
-    few, many = self._wish.seeds
-    most = self._sizes[-1] or max(one.examples for one in self.candidates.values())
-    out = []
-    for number, size in enumerate(self._sizes, 1):
-      name = words.count(size, 'example') if size else 'all examples'
-      if number == len(self._sizes):
-        out.append(Rung(name, many))
-      else:
-        out.append(Rung(name, few, _DRIFT * (most / size) ** 0.5))
-    return out
 
   def size(self, candidate: str, rung: int) -> int:
     """`data.size` of a candidate at a rung; 0 where all of it is taken."""
@@ -132,22 +124,23 @@ class Runs:
     notes = self._clock.notes
     return notes['seconds-a-run'] + tokens * notes['seconds-a-token']
 
-  def measure(self, arm: Arm) -> float:
+  def measure(self, arms: Sequence[Arm]) -> float:
     """The budget of the race itself; of time, what is left after how long a run takes is known.
 
-    How long tells a run of the first rung, the first that is needed anyway.
+    How long tells a run of the first rung, the first that is needed anyway; one that fails tells
+    nothing, and another arm is asked.
+
+    Raises:
+      UserError: the time is over before a run is done; all fail.
     """
     if self._wish.budget.unit != race_budget.SECONDS:
       return self._wish.budget.amount
     if 'seconds-a-token' not in self._clock.notes:
-      trial = Trial(arm, 0, 0)
       log.say('one run of the first rung, for how long it takes')
-      if not self.evaluate([trial])[trial].scores:
-        spent = race_budget.told(self._before() + self._paid, race_budget.SECONDS)
-        what = f'the budget does not reach for a first run: {spent} are spent, and it is not done'
-        how = 'give many times that: the same command goes on from what is done'
-        raise UserError(what, 'config.choose.budget', how)
-      self._paid, key = 0.0, self._runs[trial]
+      key = next((key for arm in arms if (key := self._timed(arm))), '')
+      if not key:
+        raise self.nothing_ran()
+      self._paid = 0.0
       directory = os.fspath(StudyDirectory(self._rung(0)).run(key))
       lines = io.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
       rates = [line['tokens-per-s'] for line in lines if 'tokens-per-s' in line]
@@ -158,11 +151,40 @@ class Runs:
       self._clock.move(key, 'alone', total - training - fixed)
       self._clock.note('seconds-a-run', fixed)
       self._clock.note('seconds-a-token', training / tokens)
-    return _CAREFUL * (self._wish.budget.amount - self._before())
+    return _CAREFUL * (self._wish.budget.amount - self.before())
 
-  def _before(self) -> float:
-    """Seconds that were spent before the race."""
-    return sum(self._clock.seconds.get(name, 0.0) for name in ('read', 'base', 'alone'))
+  def _timed(self, arm: Arm) -> str:
+    """The key of a finished run of an arm at the first rung; '' where it failed."""
+    trial = Trial(arm, 0, 0)
+    if self.evaluate([trial])[trial].scores:
+      return self._runs[trial]
+    if StudyDirectory(self._rung(0)).settled(self._runs[trial]):
+      return ''
+    spent = race_budget.told(self.before() + self._paid, race_budget.SECONDS)
+    what = f'the budget does not reach for a first run: {spent} are spent, and it is not done'
+    how = 'give many times that: the same command goes on from what is done'
+    raise UserError(what, 'config.choose.budget', how)
+
+  def nothing_ran(self) -> UserError:
+    """What to say where every run of every candidate failed."""
+    return self._trouble or UserError(
+      'every run of every candidate failed',
+      os.path.join(self._rung(0), 'failures.csv'),
+      'mend what it says and start again with --config.study.retry_failed=True',
+    )
+
+  def before(self) -> float:
+    """Seconds of the budget that were spent before the race; 0 of other units."""
+    if self._wish.budget.unit != race_budget.SECONDS:
+      return 0.0
+    names = ('read', 'base', 'endpoint', 'alone')
+    return sum(self._clock.seconds.get(name, 0.0) for name in names)
+
+  def given(self, amount: float) -> float:
+    """The budget that leaves an amount for the race itself; see `measure`."""
+    if self._wish.budget.unit != race_budget.SECONDS:
+      return amount
+    return self.before() + amount / _CAREFUL
 
   def entry(self, trial: Trial) -> dict[str, Any]:
     """The run of a trial, as an entry of a sweep."""
@@ -200,7 +222,7 @@ class Runs:
     share = {
       key: float(self.size(trial.arm.candidate, rung) or 1)
       for trial, key in zip(trials, keys, strict=True)
-      if not directory.settled(key)
+      if not self._is_over(directory, key)
     }
     if share:
       arms = ', '.join(dict.fromkeys(trial.arm.candidate for trial in trials))
@@ -214,11 +236,15 @@ class Runs:
     self._paid += sum(one.cost for one in out.values())
     return out
 
+  def _is_over(self, directory: StudyDirectory, key: str) -> bool:
+    again = self._config.study.retry_failed and key not in self._tried
+    return directory.finished(key) if again else directory.settled(key)
+
   def _train(self, every: Sequence[Any], place: str, share: Mapping[str, float]) -> None:
     """Works on a rung until all is settled or the time of the budget is over.
 
     Raises:
-      UserError: no run came to an end.
+      UserError: something else than runs that were given up.
       Interrupted: stopped for another reason.
     """
     limit = self._config.max_seconds
@@ -227,13 +253,14 @@ class Runs:
     if self._wish.budget.unit == race_budget.SECONDS:
       held = self._clock.seconds
       begun = sum(held[key] for key in share if key in held)
-      budget = self._wish.budget.amount - self._before() - self._paid - begun
+      budget = self._wish.budget.amount - self.before() - self._paid - begun
     config = self._config.copy_and_resolve_references()
     with config.unlocked():
       least = min(left, budget)
       config.max_seconds = max(least, 1e-3) if least < float('inf') else 0.0
     directory = StudyDirectory(place)
     began = time.monotonic()
+    self._tried |= set(share)
     try:
       with self._clock.counting(share):
         study_run.run(config, every, place, self._session)
@@ -241,9 +268,11 @@ class Runs:
       if budget > left or time.monotonic() - began < budget:
         raise
       log.say('the time of the budget is over')
-    except UserError:
-      if not any(directory.finished(key) for key in share):
+    except UserError as e:
+      if not all(directory.settled(key) for key in share):
         raise
+      # Of some runs, which the race counts as failed.
+      self._trouble = e
 
   def _observed(self, trial: Trial, key: str, directory: StudyDirectory) -> Observation:
     place = os.fspath(directory.run(key))
@@ -254,7 +283,8 @@ class Runs:
       return Observation(scores, seconds.get(key, 0.0))
     about = self.candidates[trial.arm.candidate]
     if not done:
-      return Observation(scores, 0.0)
+      # How far it came is not kept: it counts as if it had come to its end.
+      return Observation(scores, self.cost(trial.arm, trial.rung))
     examples = (self.size(trial.arm.candidate, trial.rung) or about.examples) * float(
       self._config.train.epochs
     )
@@ -290,7 +320,8 @@ class Runs:
       config.eval.tasks = ','.join(self._wish.rules.targets)
       config.eval.samples = 0
     try:
-      evaluate.evaluate(config.lock(), place)
+      with self._once('endpoint'):
+        evaluate.evaluate(config.lock(), place)
     finally:
       # That evaluation leaves devices to who serves the model; here they are in use already.
       jax.config.update('jax_platforms', platforms)

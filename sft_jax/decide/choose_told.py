@@ -48,7 +48,12 @@ def told(outcome: Outcome, config: Any, wish: Wish, workdir: str) -> dict[str, A
   decision, about = outcome.decision, outcome.runs.candidates
   value = choose.as_json(decision, outcome.race)
   value['facts'] += [f'{name} {text}' for name, one in about.items() for text in one.warnings]
+  before = outcome.runs.before()
   value |= {
+    # Of time the race had what was left of the budget.
+    'spent': value['spent'] + before,
+    'budget': wish.budget.amount,
+    'full-cost': value['full-cost'] + before,
     'unit': wish.budget.unit,
     'base': {
       'name': config.model.name or config.model.path,
@@ -64,7 +69,8 @@ def told(outcome: Outcome, config: Any, wish: Wish, workdir: str) -> dict[str, A
     'workdir': workdir,
   }
   if decision.pick is not None:
-    value['command'] = command(config, wish, decision, workdir)
+    size = outcome.runs.size(decision.pick.candidate, outcome.race.last)
+    value['command'] = command(config, wish, decision, workdir, size)
     value['examples'] = list(itertools.islice(_examples(outcome, workdir), _EXAMPLES))
   return value
 
@@ -77,16 +83,13 @@ def licence(data: str) -> str:
   return '; '.join(f'{part}: {text or _NOT_STATED}' for part, text in found.items())
 
 
-def command(config: Any, wish: Wish, decision: choose.Decision, workdir: str) -> str:
-  """What trains the chosen recipe in full."""
+def command(config: Any, wish: Wish, decision: choose.Decision, workdir: str, size: int) -> str:
+  """What trains the chosen recipe in full, on `size` examples; 0 takes all."""
   assert decision.pick is not None
   full = config.copy_and_resolve_references()
-  name = decision.pick.candidate
-  data = wish.data[name]
+  data = wish.data[decision.pick.candidate]
   with full.unlocked():
-    full.data[choose_data.kind(data)] = data
-    sizes = (wish.sizes[-1] if wish.sizes else config.data.size, wish.most.get(name, 0))
-    full.data.size = min((size for size in sizes if size), default=0)
+    full.data[choose_data.kind(data)], full.data.size = data, size
     full.train.learning_rate = decision.pick.rate or config.train.learning_rate
     tasks = dict.fromkeys(('perplexity', *wish.rules.targets, *wish.rules.guards))
     full.eval.tasks = ','.join(tasks)
@@ -118,7 +121,7 @@ def _endpoint(outcome: Outcome, wish: Wish) -> dict[str, Any] | None:
 
 
 def _examples(outcome: Outcome, workdir: str) -> Iterator[dict[str, str]]:
-  """Items that the pick has right and the base has not, of each target in turn."""
+  """Items that count as gained by the pick, of each target in turn."""
   race, pick = outcome.race, outcome.decision.pick
   assert pick is not None
   places = outcome.runs.workdirs(pick, race.evidence.reached[pick])
@@ -128,8 +131,10 @@ def _examples(outcome: Outcome, workdir: str) -> Iterator[dict[str, str]]:
   found = []
   for task in race.field.targets:
     measure = row.tasks[task][0]['about']['measures'][0]
-    pairs = zip(base.tasks[task], row.tasks[task], strict=True)
-    found.append([(a, b) for a, b in pairs if b['scores'][measure] > a['scores'][measure]])
+    unread = lambda a: race.rules.ability_only and 'output' in a and a['extracted'] is None
+    pairs = zip(base.tasks[task], row.tasks[task], race.field.counts(task), strict=True)
+    gained = [(a, b) for a, b, counts in pairs if counts and not unread(a)]
+    found.append([(a, b) for a, b in gained if b['scores'][measure] > a['scores'][measure]])
   for place in range(max(map(len, found), default=0)):
     for pairs_of in found:
       if place < len(pairs_of):

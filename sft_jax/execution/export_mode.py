@@ -7,7 +7,8 @@ Not for the formats (`models/export.py`, `models/peft.py`, `delta_export.py`) no
 import os
 from typing import Any
 
-from sft_jax import config_file
+from ml_collections import ConfigDict
+
 from sft_jax.execution import finished, opened, runner
 from sft_jax.utils import log, words
 from sft_jax.utils.errors import UserError
@@ -47,7 +48,7 @@ def its_own(config: Any, workdir: str) -> Any:
   Raises:
     UserError: no run has begun there.
   """
-  its = config_file.completed(opened.config_of(workdir)['config'])
+  its = ConfigDict(opened.config_of(workdir)['config'])
   for key in ('export', 'mesh', 'cache_dir'):
     its[key] = config[key]
   return its

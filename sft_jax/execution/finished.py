@@ -24,7 +24,8 @@ def runs(workdir: str, only: str, key: str) -> list[Finished]:
 
   Args:
     workdir: The study's.
-    only: `COLUMN=VALUE`, several between commas; '' means all.
+    only: `COLUMN=VALUE`, several between commas; '' means all. As run-id, the name that a plan
+      and the run's directory have is good too.
     key: Of the config, that says `only`.
 
   Raises:
@@ -33,7 +34,7 @@ def runs(workdir: str, only: str, key: str) -> list[Finished]:
   place = StudyDirectory(workdir)
   wanted = _values(only, key)
   names = place.record().names
-  out, known = [], set[str]()
+  out, known, ids = [], set[str](), []
   for name in names:
     if not place.finished(name):
       continue
@@ -43,13 +44,17 @@ def runs(workdir: str, only: str, key: str) -> list[Finished]:
       continue
     last = max(rows, key=lambda row: row['step'])
     known |= set(last)
-    if all(str(last.get(column)).lower() == value for column, value in wanted.items()):
+    ids.append(f'{last["run-id"]} (in runs/{name})')
+    own = [last | {'run-id': id_} for id_ in (last['run-id'], name)]
+    if any(all(str(r.get(c)).lower() == value for c, value in wanted.items()) for r in own):
       out.append(Finished(path, opened.config_of(path), rows))
   if missing := [column for column in wanted if known and column not in known]:
     raise UserError(f'no column {missing[0]!r} in rows of this study', key, 'see results.csv')
   if not out:
-    what = 'no finished run of the study has these values' if known else 'no run is finished'
-    raise UserError(what, key if known else workdir, 'run the study first')
+    if known:
+      how = f'see results.csv; its runs are {", ".join(ids[:4])}{" …" if ids[4:] else ""}'
+      raise UserError('no finished run of the study has these values', key, how)
+    raise UserError('no run is finished', workdir, 'run the study first')
   return out
 
 

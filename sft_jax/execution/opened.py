@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from sft_jax import config_file
 from sft_jax import spec as spec_lib
 from sft_jax.evals import model as eval_model
 from sft_jax.execution import inputs
@@ -138,7 +139,7 @@ def of_run(config: Any, directory: str, step: str = '') -> Opened:
 
 
 def config_of(directory: str) -> dict[str, Any]:
-  """`config.json` of a run's workdir.
+  """`config.json` of a run's workdir, with keys that came later at their defaults.
 
   Raises:
     UserError: it is not the workdir of a run.
@@ -148,7 +149,7 @@ def config_of(directory: str) -> dict[str, Any]:
   held = io.read_json(os.path.join(directory, 'config.json'))
   if not isinstance(held, dict) or not {'config', 'run-id', 'contents'} <= held.keys():
     raise UserError('not a run', directory, 'name the workdir of a run')
-  return held
+  return held | {'config': config_file.completed(held['config']).to_dict()}
 
 
 def choose_step(kept: Checkpoints, step: str, directory: str) -> int:

@@ -40,7 +40,7 @@ class Standing:
     rung: Where it was last seen; -1 for never.
     runs: At that rung.
     gain: Over the base at that rung, of what counts (None if never seen).
-    form: Points of all change that come of answers being found or no longer found.
+    form: Points of all change that come of answers found where none was before.
     guards: {task: change}.
   """
 
@@ -102,12 +102,12 @@ def decide(race: Race) -> Decision:
     better = [arm for arm in finalists if beats_base(race, arm)]
     pick = race.evidence.ranked(better)[0] if better else None
   if pick is None:
-    standings = _standings(race, None, ())
+    standings = _standings(race, ())
     return Decision(NONE, None, (), (), standings, race.spent, race.full_price(), facts)
   members = _members(race, pick)
   open_ = tuple(arm for arm in members if race.state[arm] == race_lib.CUT)
   kind = WINNER if len(members) == 1 else TIE
-  standings = _standings(race, pick, members)
+  standings = _standings(race, members)
   return Decision(kind, pick, members, open_, standings, race.spent, race.full_price(), facts)
 
 
@@ -121,7 +121,8 @@ def _members(race: Race, pick: Arm) -> tuple[Arm, ...]:
   chance: dict[str, float] = {}
   for arm, p in race.evidence.best_probability(left).items():
     chance[arm.candidate] = chance.get(arm.candidate, 0.0) + p
-  arms = {arm.candidate: arm for arm in _best_of_each(race, list(race.evidence.reached))}
+  seen = [arm for arm in left if arm in race.evidence.reached]
+  arms = {arm.candidate: arm for arm in _best_of_each(race, seen)}
   out, held = [pick], chance.pop(pick.candidate, 0.0)
   for candidate in sorted(chance, key=lambda name: (-chance[name], name)):
     if held >= 1 - race.rules.error / 2:
@@ -153,9 +154,9 @@ def _best_of_each(race: Race, arms: Sequence[Arm]) -> list[Arm]:
   return list(found.values())
 
 
-def _standings(race: Race, pick: Arm | None, members: Sequence[Arm]) -> tuple[Standing, ...]:
+def _standings(race: Race, members: Sequence[Arm]) -> tuple[Standing, ...]:
   seen = _best_of_each(race, [arm for arm in race.arms if arm in race.evidence.reached])
-  first = [arm for arm in members if arm in seen or arm == pick]
+  first = list(members)
   rest = [arm for arm in seen if arm.candidate not in {one.candidate for one in first}]
   rest.sort(key=lambda arm: -race.evidence.reached[arm])
   named = {arm.candidate for arm in (*first, *rest)}
@@ -201,6 +202,11 @@ def _facts(race: Race) -> tuple[str, ...]:
     out.append(
       f'a true gain of {race.rules.least_gain + shown:.1f} points or more over the base would be '
       'shown in four of five such races'
+    )
+  if at_last and not race.evidence.repeated:
+    out.append(
+      f'no candidate was trained with two seeds: how much seeds differ is not measured, and taken '
+      f'to be {race.rules.seed_sd:g} points (standard deviation)'
     )
   for task in race.field.targets:
     items, clean = race.field.items(task)
@@ -249,6 +255,7 @@ def as_json(decision: Decision, race: Race) -> dict[str, Any]:
     'spent': decision.spent,
     'budget': race.budget if math.isfinite(race.budget) else None,
     'full-cost': decision.full,
+    'form-counts': not race.rules.ability_only,
     'steps': list(race.steps),
     'facts': list(decision.shared),
     'candidates': [

@@ -25,7 +25,7 @@ _STYLE = (
 )
 _COLOURS = ('#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#17becf', '#bcbd22')
 _HEAD = (
-  *('candidate', 'gain, points (95 %)', 'at', 'runs', 'of it form', 'guards', 'licence'),
+  *('candidate', 'gain, points (95 %)', 'at', 'runs', 'form', 'guards', 'licence'),
   'what became of it',
 )
 _WIDTH, _HEIGHT, _LEGEND = 640, 280, 18
@@ -112,7 +112,16 @@ def _asked(value: Mapping[str, Any]) -> str:
 
 
 def _sentences(value: Mapping[str, Any]) -> list[str]:
-  return [text for text in (cost(value), against_endpoint(value), _asked(value)) if text]
+  told = (cost(value), against_endpoint(value), _asked(value), _form(value))
+  return [text for text in told if text]
+
+
+def _form(value: Mapping[str, Any]) -> str:
+  """What the column of form is, where it says something."""
+  if not any(round(one['form'] or 0.0, 1) for one in value['candidates']):
+    return ''
+  how = 'which are part of the gain' if value.get('form-counts') else 'which the gain leaves out'
+  return f'Form: points of items in which no answer of the base was found, {how}.'
 
 
 def _found(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -177,7 +186,10 @@ def html_page(value: Mapping[str, Any]) -> str:
   if value['command']:
     out.append(f'<h2>To train it in full</h2>\n<pre>{escape(value["command"])}</pre>')
   if value['examples']:
-    out.append('<h2>What they write</h2>')
+    out.append(
+      '<h2>What they write</h2>\n<p>Items that the chosen one does better than the base, by one run'
+      ' of it.</p>'
+    )
   for one in value['examples']:
     sides = ''.join(
       f'<div>{name}<pre>{escape(one[name])}</pre></div>' for name in ('base', 'chosen')

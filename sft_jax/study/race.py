@@ -42,7 +42,7 @@ class Rules:
     base_error: Most probability that a candidate no better than the base is said to beat it.
     least_gain: Points over the base that are worth having.
     most_leak: Candidates that hold a larger share of a task are out.
-    ability_only: Count a change of an item only where an answer was found before and after.
+    ability_only: Count no gain of an item in which no answer was found before; losses all count.
     seed_sd: Points between runs of different seeds, taken where no arm has two runs of a rung.
   """
 
@@ -81,6 +81,7 @@ class Race:
     cost: Callable[[Arm, int], float],
     prior: Mapping[str, Prior] | None = None,
     unit: str = '',
+    given: Callable[[float], float] = float,
   ):
     """Runs nothing.
 
@@ -93,6 +94,7 @@ class Race:
       cost: Of one run of an arm at a rung, as far as known before.
       prior: {candidate: expectation}; candidates without one may be anything.
       unit: Of the budget, for people.
+      given: What people have to give for an amount to be left for runs.
 
     Raises:
       UserError: one candidate, or a budget that does not reach.
@@ -103,7 +105,7 @@ class Race:
       raise UserError('no rung given', 'config.choose.rungs', 'give at least the full size')
     self.arms, self.rungs, self.rules, self.field = list(arms), list(rungs), rules, field
     self.budget, self.prior, self._cost = budget, dict(prior or {}), cost
-    self.unit = unit
+    self.unit, self._given = unit, given
     self.state = dict.fromkeys(self.arms, RUNNING)
     self.evidence = Evidence(field, self.rungs, self.prior, rules.seed_sd)
     self.beaten_by: dict[Arm, Arm] = {}
@@ -136,6 +138,10 @@ class Race:
     """An amount of the budget's unit for people."""
     return race_budget.told(amount, self.unit)
 
+  def to_give(self, amount: float) -> str:
+    """What to give, for people, if runs are to have an amount."""
+    return race_budget.told(self._given(amount), self.unit, up=True)
+
   def full_price(self) -> float:
     """What it would cost to run every arm at the last rung."""
     return sum(self.rungs[self.last].seeds * self._cost(arm, self.last) for arm in self.arms)
@@ -149,12 +155,16 @@ class Race:
     order = sorted(self.live, key=lambda arm: (-self._expected(arm), arm))
     if not order:
       return
-    self._counts = self._schedule(order, 0, 0 if self.prior else len(order))
-    if not self._counts or sum(map(bool, self._counts)) == self._counts[-1] == 1:
-      needed = self.price(order, 0) + (self.price(order[:1], self.last) if self.last else 0.0)
+    # However sure the prior is of one: of fewer than two nothing is measured against another.
+    first, least = 0 if self.prior else len(order), min(2, len(order))
+    self._counts = self._schedule(order, 0, first, least)
+    if not self._counts:
+      # Which of them it will be is not known: planned with is the mean.
+      full = self.price(order, self.last) / len(order) if self.last else 0.0
+      budget = self.told(self._given(self.budget))
       raise UserError(
-        f'the budget of {self.told(self.budget)} is too small for a first rung of all candidates '
-        f'and one of them at full size: that takes {self.told(needed)}',
+        f'the budget of {budget} is too small for a first rung of all candidates '
+        f'and one of them at full size: that takes {self.to_give(self.price(order, 0) + full)}',
         'config.choose.budget',
         'give more, fewer candidates or a smaller first rung',
       )
@@ -165,7 +175,9 @@ class Race:
       names = ', '.join(_name(arm) for arm in order[entering:])
       self.steps.append(f'not tried, as little is expected of them for the budget: {names}')
 
-  def _schedule(self, arms: Sequence[Arm], rung: int, first: int = 0) -> tuple[int, ...]:
+  def _schedule(
+    self, arms: Sequence[Arm], rung: int, first: int = 0, least: int = 1
+  ) -> tuple[int, ...]:
     """Arms at each rung from this one on; see `race_plan`."""
     # What is seen at a rung is not all there is: from there to the last an arm moves by its drift.
     moves = lambda arm: self.rungs[self.evidence.reached[arm]].drift ** 2
@@ -184,7 +196,7 @@ class Race:
     noise = [one / self.rungs[i].seeds + self.rungs[i].drift ** 2 for i in left]
     costs = [self.price(arms, i) / len(arms) for i in left]
     budget = self.budget - self.spent
-    return race_plan.best_schedule([known[arm] for arm in arms], costs, noise, budget, first)
+    return race_plan.best_schedule([known[arm] for arm in arms], costs, noise, budget, first, least)
 
   def _before(self, arm: Arm) -> tuple[float, float]:
     """(mean, variance) expected before anything ran; where nothing is known, much may be."""
@@ -218,10 +230,11 @@ class Race:
         break
       self._do(live, rung, evaluate)
       self._drop(rung)
-      if rung == self.last:
+      if rung < self.last:
+        rung += 1
+        self._cut(rung)
+      elif self.live or not self._recall():
         break
-      rung += 1
-      self._cut(rung)
 
   def _one_rate_each(self) -> None:
     ranked = self.evidence.ranked(self.live) if self.evidence.reached else self.live
@@ -233,10 +246,13 @@ class Race:
 
   def _affordable(self, rung: int) -> list[Arm]:
     """The best that fit; whoever does not fit is cut."""
-    arms = self.evidence.ranked(self.live) if self.evidence.reached else self.live
-    while arms and self.price(arms, rung) > self.budget - self.spent:
-      self.state[arms.pop()] = CUT
-    return arms
+    fits: list[Arm] = []
+    for arm in self.evidence.ranked(self.live) if self.evidence.reached else self.live:
+      if self.price([*fits, arm], rung) > (self.budget - self.spent) * (1 + 1e-9):
+        self.state[arm] = CUT
+      else:
+        fits.append(arm)
+    return fits
 
   def _do(self, arms: Sequence[Arm], rung: int, evaluate: Evaluate) -> None:
     # The same of a rung in every race, so that a candidate more runs only what is new.
@@ -257,7 +273,7 @@ class Race:
     if fresh and (same := self.field.constant([one for one in done.values() if one.scores])):
       raise UserError('the score is the same for every model', same[0], 'give another target')
     spent = self.told(self.spent)
-    self.steps.append(f'{self.rungs[rung].name}: {len(arms)} ran, {spent} spent in all')
+    self.steps.append(f'{self.rungs[rung].name}: {len(arms)} ran, {spent} spent on runs so far')
 
   def _drop(self, rung: int) -> None:
     """Drops what is shown to be worse than the leader, and what breaks a guard."""
@@ -266,6 +282,7 @@ class Race:
         shown = change.mean if rung == self.last else change.high(self.rules.error / 2)
         if self.state[arm] == RUNNING and shown < least:
           self.state[arm] = GUARD
+    self._release()
     if not self.live:
       return
     leader = self.evidence.ranked(self.live)[0]
@@ -274,12 +291,39 @@ class Race:
       if arm != leader and self.evidence.contrast(leader, arm).low(error) > 0:
         self.state[arm], self.beaten_by[arm] = WORSE, leader
 
+  def _release(self) -> None:
+    """Who was shown to be worse only than what is out by now is not shown to be out itself."""
+    for arm, by in list(self.beaten_by.items()):
+      if self.state[by] in (GUARD, FAILED):
+        self.state[arm] = CUT
+        del self.beaten_by[arm]
+
+  def _recall(self) -> bool:
+    """Lets those that were cut run in full, where all that did are out; whether there are any."""
+    again = [
+      arm
+      for arm in self.arms
+      if self.state[arm] == CUT and self.evidence.reached.get(arm, self.last) < self.last
+    ]
+    for arm in again:
+      self.state[arm] = RUNNING
+    self._cut(self.last)
+    fits = self._affordable(self.last)
+    if fits:
+      names = ', '.join(map(_name, fits))
+      self.steps.append(f'all that ran at full size are out; in their place: {names}')
+    return bool(fits)
+
   def error_of_one(self) -> float:
     """Of one comparison: there may be one with each other arm at each rung (Bonferroni)."""
     return self.rules.error / (len(self.rungs) * (len(self.arms) - 1))
 
   def _cut(self, rung: int) -> None:
     """Plans the rungs left anew and cuts to as many as enter the next of them."""
+    # Who cannot be paid for at full size by itself cannot be picked.
+    left = (self.budget - self.spent) * (1 + 1e-9)
+    if fits := [arm for arm in self.live if self.price([arm], self.last) <= left]:
+      self.state |= {arm: CUT for arm in self.live if arm not in fits}
     if not self.live:
       return
     arms = self.evidence.ranked(self.live)

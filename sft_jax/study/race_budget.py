@@ -49,14 +49,18 @@ def parse(text: str, where: str) -> Budget:
   return Budget(amount, unit)
 
 
-def told(amount: float, unit: str) -> str:
-  """An amount for people."""
-  if unit != SECONDS:
-    return f'{amount:.4g} {unit}'.strip()
-  for name, size in (('h', 3600.0), ('min', 60.0)):
-    if amount >= size:
-      return f'{amount / size:.3g} {name}'
-  return f'{amount:.3g} s'
+def told(amount: float, unit: str, *, up: bool = False) -> str:
+  """An amount for people; `up` rounds up, so that whoever gives what is said gives enough."""
+  digits = 3 if unit == SECONDS else 4
+  name, size = unit, 1.0
+  if unit == SECONDS:
+    found = (one for one in (('h', 3600.0), ('min', 60.0)) if amount >= one[1])
+    name, size = next(found, ('s', 1.0))
+  amount /= size
+  if up and amount > 0:
+    step = 10.0 ** (math.floor(math.log10(amount)) + 1 - digits)
+    amount = math.ceil(amount / step - 1e-6) * step
+  return f'{amount:.{digits}g} {name}'.strip()
 
 
 class Clock:

@@ -77,7 +77,8 @@ class Field:
       targets: {task: weight} of what is to be improved.
       leaks: {candidate: {task: ids of items that stand in its training data}}.
       most_leak: Candidates that hold a larger share of a task are barred, and their items stay.
-      ability_only: Count a change of an item only where an answer was found before and after.
+      ability_only: Count no gain of an item in which no answer was found before; a loss counts
+        also where none is found any more.
 
     Raises:
       UserError: no target; a constant one; a task the base has no scores of; all items leaked.
@@ -130,6 +131,10 @@ class Field:
     """(items of a task, those that count)."""
     return len(self._clean[task]), int(self._clean[task].sum())
 
+  def counts(self, task: str) -> np.ndarray:
+    """`[items]` whether each counts."""
+    return self._clean[task].copy()
+
   def form_limited(self, task: str) -> float:
     """Share of items in which no answer was found in what the base wrote."""
     found = self._base.scores[task].extracted
@@ -143,7 +148,7 @@ class Field:
     Args:
       runs: One for each seed.
       tasks: {task: weight}, sum 1.
-      ability: Whether to count only items with an answer found before and after; None is the rule
+      ability: Whether to leave out gains of items without an answer found before; None is the rule
         of the race.
 
     Raises:
@@ -175,7 +180,8 @@ class Field:
   def _change(self, scores: Scores, base: Scores, only: bool) -> np.ndarray:
     change = scores.values - base.values
     if only and scores.extracted is not None and base.extracted is not None:
-      return np.where(scores.extracted & base.extracted, change, 0.0)
+      # What can no longer be read is lost to whoever asks: only a gain may be one of form alone.
+      return np.where(base.extracted, change, np.minimum(change, 0.0))
     return change
 
   def constant(self, runs: Sequence[Observation]) -> list[str]:

@@ -80,10 +80,9 @@ class Evidence:
 
   def noise(self, rung: int, guard: str = '') -> dict[Arm, stats.Noise]:
     """Seed noise of every arm that ran at a rung; runs of a candidate at all rungs tell it."""
-    tasks = {guard: 1.0} if guard else self.field.targets
     groups: dict[str, list[stats.Sample]] = {}
     for (arm, _), runs in self._runs.items():
-      groups.setdefault(arm.candidate, []).append(self.field.sample(runs, tasks))
+      groups.setdefault(arm.candidate, []).append(self._asked(runs, guard))
     freedoms = [sum(s.freedom for s in samples) for samples in groups.values()]
     pooled = [
       sum(s.freedom * s.seed_variance for s in samples) / freedom if freedom else 0.0
@@ -98,11 +97,21 @@ class Evidence:
 
   def gains(self, rung: int, guard: str = '') -> dict[Arm, stats.Gain]:
     """Gains over the base at a rung, of the targets together or of one guard."""
-    tasks = {guard: 1.0} if guard else self.field.targets
     return {
-      arm: stats.gain(self.field.sample(self._runs[arm, rung], tasks), noise)
+      arm: stats.gain(self._asked(self._runs[arm, rung], guard), noise)
       for arm, noise in self.noise(rung, guard).items()
     }
+
+  def _asked(self, runs: Sequence[Observation], guard: str) -> stats.Sample:
+    """Of the targets by the rule of the race; a guard is its score, whatever moved that."""
+    if guard:
+      return self.field.sample(runs, {guard: 1.0}, ability=False)
+    return self.field.sample(runs, self.field.targets)
+
+  @property
+  def repeated(self) -> bool:
+    """Whether any arm has two runs at a rung, so that seeds were measured."""
+    return any(len(runs) > 1 for runs in self._runs.values())
 
   def contrast(self, one: Arm, other: Arm) -> stats.Gain:
     """Of one arm over another at the last rung both ran at, as it bears on the last rung."""

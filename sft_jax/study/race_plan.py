@@ -21,6 +21,7 @@ def best_schedule(
   noise: Sequence[float],
   budget: float,
   first: int = 0,
+  least: int = 1,
 ) -> tuple[int, ...]:
   """Arms at each rung; 0 passes over a rung; () where the budget allows none.
 
@@ -30,9 +31,10 @@ def best_schedule(
     noise: Variance of a measurement at each of them as a measurement of full size.
     budget: For all of them.
     first: How many arms must be in the first of them; 0 leaves it open.
+    least: How many must be in one of them.
   """
   means, variances = np.array(known).T
-  options = _feasible(len(known), costs, budget, first)
+  options = _feasible(len(known), costs, budget, first, least)
   if not options:
     return ()
   rng = np.random.default_rng(0)
@@ -46,7 +48,7 @@ def best_schedule(
 
 
 def _feasible(
-  arms: int, costs: Sequence[float], budget: float, first: int
+  arms: int, costs: Sequence[float], budget: float, first: int, least: int
 ) -> list[tuple[int, ...]]:
   steps = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64) if n < arms] + [arms]
   choices = [[first] if i == 0 and first else [0, *steps] for i in range(len(costs) - 1)]
@@ -54,8 +56,8 @@ def _feasible(
   out = []
   for counts in itertools.product(*choices, last):
     there = [n for n in counts if n]
-    falling = all(a >= b for a, b in itertools.pairwise(there))
-    if falling and sum(n * cost for n, cost in zip(counts, costs, strict=True)) <= budget:
+    falls = there[0] >= least and all(a >= b for a, b in itertools.pairwise(there))
+    if falls and sum(n * cost for n, cost in zip(counts, costs, strict=True)) <= budget:
       out.append(counts)
   return out
 

@@ -49,6 +49,8 @@ def test_runs_of_a_study_are_chosen_by_their_rows(study):
   done = export(study, export__format='hf', export__only=f'run-id={run_id}')
   assert done['exports'] == [str(study / 'runs' / 'one' / 'export' / 'hf')]
   assert not (study / 'runs' / 'two' / 'export').exists()
+  # A plan and a directory have another name of it.
+  assert export(study, export__format='hf', export__only='run-id=one') == done
   assert len(export(study, export__format='hf')['exports']) == 2
 
 
@@ -69,6 +71,7 @@ def test_any_step_whose_weights_are_kept(study):
     ('.', {}, 'no format given .config.export.format'),
     ('.', {'only': 'colour=red'}, "no column 'colour' .* .config.export.only"),
     ('.', {'only': 'lora'}, 'is no COLUMN=VALUE .config.export.only'),
+    ('.', {'only': 'run-id=x'}, r'has these values .* its runs are \w+ \(in runs/one\), '),
     ('runs/three', {}, 'no run has begun here'),
     ('nowhere', {}, 'no run has begun here'),
   ],

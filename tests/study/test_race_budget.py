@@ -35,6 +35,9 @@ def test_what_is_no_budget(text):
 def test_amounts_for_people():
   told = [race_budget.told(x, 'seconds') for x in (7.0, 90.0, 5400.0)]
   assert told == ['7 s', '1.5 min', '1.5 h']
+  enough = [race_budget.told(x, 'seconds', up=True) for x in (3601.0, 5400.0, 61.0)]
+  assert enough == ['1.01 h', '1.5 h', '1.02 min']
+  assert race_budget.told(12344.1, 'tokens', up=True) == '1.235e+04 tokens'
   assert race_budget.told(3e6, 'tokens') == '3e+06 tokens' and race_budget.told(5, '') == '5'
 
 
