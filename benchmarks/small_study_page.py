@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.small_study_found import KINDS, NAMED, PERPLEXITY, RIVALS
 from sft_jax.analysis import resampling
 
@@ -162,6 +164,23 @@ def _data(found: Found) -> list[str]:
   return [*out, '', f'The base: {base}.', '']
 
 
+def ranks(found: Found) -> dict[str, list[str]]:
+  """Data sets from best to worst by gain: of all benchmarks, without BoolQ, and standardised."""
+  each = {name: found['each'][name]['gain'] for name in found['data']}
+  points = np.array([list(gains.values()) for gains in each.values()])
+  tasks = list(next(iter(each.values())))
+  spread = points.std(0, ddof=1)
+  # A benchmark on which nothing moved tells nothing apart.
+  standard = points / np.where(spread > 0, spread, np.inf)
+  kinds = {
+    'all five': points,
+    'without BoolQ': points[:, [task != 'boolq' for task in tasks]],
+    'standardised': standard,
+  }
+  order = lambda values: np.argsort(-values.mean(1), kind='stable')
+  return {kind: [list(each)[i] for i in order(values)] for kind, values in kinds.items()}
+
+
 def _others(found: Found) -> list[str]:
   tests = found['tests']['gain']
   seeds, thirds = tests['H6'], tests['H5']['shares'].values()
@@ -178,5 +197,6 @@ def _others(found: Found) -> list[str]:
     f'- Grafts: of the fall of held-out log perplexity the lower, middle and upper third bring '
     f'{", ".join(f"{s:.0%}" for s in share)} by themselves, mean of {len(thirds)} models.',
     f'- Change and gain correlate most at depth {peak[0]:.2f} (LoRA) and {peak[1]:.2f} (full).',
+    *(f'- By gain, {kind}: {", ".join(names)}.' for kind, names in ranks(found).items()),
     '',
   ]

@@ -129,11 +129,14 @@ def _total_lines(told: dict[str, Any], config: Any) -> list[str]:
     if value:
       found = '' if best is None else f'; as found best {_short(best)}'
       out.append(f'  {kind:<8}{_short(value)} chip-hours{found}{words_of[kind]}')
+  partly = any(program['steps'] == 0 for program in told['programs'])
   if not any(spent.values()):
     out.append('  unknown: set config.data.size, and config.plan.scored and written for evaluation')
   else:
-    out.append(f'  {_time(told["days"])} on {words.count(told["chips"], "chip")}')
-  if any(program['steps'] == 0 for program in told['programs']):
+    # No sum that somebody might take for all of it.
+    lacks = ', and training that is not counted' if partly else ''
+    out.append(f'  {_time(told["days"])} on {words.count(told["chips"], "chip")}{lacks}')
+  if partly:
     out.append('  training is not counted in full: set config.data.size where it is not known')
   asked_of = {(p['asked']['read_tokens'], p['asked']['written_tokens']) for p in told['programs']}
   for read, written in sorted(asked_of):

@@ -57,7 +57,8 @@ def _gains(answer: Answer) -> list[str]:
     )
     cells = [(v, d, c) for d, row in answer[name].items() for c, v in row.items() if v is not None]
     told = []
-    for value, data, column in sorted(cells, reverse=True)[:3] + sorted(cells)[:3]:
+    gained = [cell for cell in sorted(cells, reverse=True)[:3] if cell[0] > 0]
+    for value, data, column in gained + [cell for cell in sorted(cells)[:3] if cell[0] < 0]:
       low, high = (answer[k][name][data][column] for k in ('low_joint', 'high_joint'))
       n = answer['n'][name][data][column]
       part = {'mean': value, 'low': low, 'high': high, 'n': n}
@@ -81,8 +82,9 @@ def _shares(answer: Answer) -> list[str]:
   chance, fits = mean['model_data_chance'], answer['fit_decided']
   by_chance = ''
   if chance == chance:
-    where = ', '.join(map(table.short, fits)) or 'no benchmark'
-    by_chance = f', of which {min(chance, mean["model_data"]):.0%} is chance (more on {where})'
+    where = ', '.join(map(table.short, fits)) or 'none'
+    by_chance = f', of which {min(chance, mean["model_data"]):.0%} is what chance alone gives; '
+    by_chance += f'on {where} by itself it is more than chance'
   return [
     f'Of the variance of scores, the model explains {mean["model"]:.0%}, '
     f'the data {mean["data"]:.0%}, full or LoRA {mean["method"]:.1%}, how data and model fit '
