@@ -179,10 +179,8 @@ class Race:
     self, arms: Sequence[Arm], rung: int, first: int = 0, least: int = 1
   ) -> tuple[int, ...]:
     """Arms at each rung from this one on; see `race_plan`."""
-    # What is seen at a rung is not all there is: from there to the last an arm moves by its drift.
-    moves = lambda arm: self.rungs[self.evidence.reached[arm]].drift ** 2
     known = (
-      {arm: (m, v + moves(arm)) for arm, (m, v) in self.evidence.expected().items()}
+      self.evidence.expected()
       if self.evidence.reached
       else {arm: self._before(arm) for arm in arms}
     )
