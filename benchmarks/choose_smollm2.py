@@ -208,6 +208,14 @@ def lines(found: Mapping[str, Any], judged: Mapping[str, Any], doc: str) -> list
   return out
 
 
+def portable(found: Mapping[str, Any]) -> dict[str, Any]:
+  """A decision without the places of one machine."""
+  data = {
+    name: {**one, 'source': pathlib.Path(one['source']).name} for name, one in found['data'].items()
+  }
+  return {key: value for key, value in found.items() if key != 'workdir'} | {'data': data}
+
+
 def main() -> None:
   """Measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -223,7 +231,7 @@ def main() -> None:
   judged = judge(workdir, found) if args.judge else {}
   text = lines(found, judged, __doc__ or '')
   print('\n'.join(text))
-  report.write(args.out, text, {'decision': found, 'judged': judged})
+  report.write(args.out, text, {'decision': portable(found), 'judged': judged})
 
 
 if __name__ == '__main__':
