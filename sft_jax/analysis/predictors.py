@@ -226,16 +226,12 @@ def rivals(
   return {name: against(first, of(predictors[name], 0), y, each) for name in others}
 
 
-def similarity(
-  samples: np.ndarray, questions: np.ndarray, centre: np.ndarray | None = None
-) -> dict[str, float]:
+def similarity(samples: np.ndarray, questions: np.ndarray) -> dict[str, float]:
   """How alike a data set and a benchmark are, from states of their texts.
 
   Args:
     samples: `[N, H]` one vector for each formatted training text.
     questions: `[J, H]` one for each benchmark question.
-    centre: `[H]` taken off first, such as the mean over all data sets: hidden states share a large
-      common part, and without taking it off everything resembles everything.
 
   Returns:
     `cosine_of_means`, and `mean_of_best`: for each training text the cosine of its closest
@@ -243,7 +239,7 @@ def similarity(
   """
   unit = []
   for part in (samples, questions):
-    part = np.asarray(part, np.float64) - (0 if centre is None else centre)
+    part = np.asarray(part, np.float64)
     unit.append(part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-30))
   means = [part.mean(0) for part in unit]
   lengths = np.linalg.norm(means[0]) * np.linalg.norm(means[1])

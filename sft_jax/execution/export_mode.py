@@ -4,9 +4,9 @@ Not for the formats (`models/export.py`, `models/peft.py`, `delta_export.py`) no
 (`study/release.py`).
 """
 
-import os
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from sft_jax.execution import finished, opened, runner
@@ -28,7 +28,7 @@ def export(config: Any, workdir: str) -> dict[str, Any]:
     UserError: as `runner.export`, and nothing finished.
     Interrupted: stopped; nothing was half-written.
   """
-  if not os.path.exists(os.path.join(workdir, 'study.json')):
+  if not (epath.Path(workdir) / 'study.json').exists():
     said = config.model.path or config.data.name or config.data.path
     done = runner.export(config if said else its_own(config, workdir), workdir)
     return {'workdir': workdir, 'export': done}
