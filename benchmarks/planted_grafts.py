@@ -83,9 +83,13 @@ def write_pair(template: pathlib.Path, place: pathlib.Path, seed: int) -> tuple[
 def questions(seed: int, count: int) -> list[dict[str, Any]]:
   """Items of PIQA's form made of random letters; all are answered by the first solution."""
   rng = np.random.default_rng([seed, 1])
-  words = lambda length: (''.join(rng.choice(_LETTERS, length)) for _ in range(count))
-  made = zip(words(8), words(3), words(3), strict=True)
-  return [{'goal': goal, 'sol1': a, 'sol2': b, 'label': 0} for goal, a, b in made]
+  word = lambda length: ''.join(rng.choice(_LETTERS, length))
+  made: list[dict[str, Any]] = []
+  while len(made) < count:
+    goal, first, second = word(8), word(3), word(3)
+    if first != second:  # Solutions that are alike are no question.
+      made.append({'goal': goal, 'sol1': first, 'sol2': second, 'label': 0})
+  return made
 
 
 def ask(place: pathlib.Path, items: Iterable[Mapping[str, Any]], out: pathlib.Path) -> str:
