@@ -128,7 +128,7 @@ def of_fit(answer: Mapping, sentences: list[str]) -> Found:
   """Q2."""
   for part in answer['shares'].values():
     yield 'model x data in a benchmark: F test', '', part['p'] <= 0.05
-  yield 'the same: named, in words', '', 'more on no benchmark' not in sentences[0]
+  yield 'the same: named, in words', '', bool(answer['fit_decided'])
 
 
 def of_likeness(answer: Mapping, sentences: list[str]) -> Found:

@@ -82,9 +82,9 @@ def _shares(answer: Answer) -> list[str]:
   chance, fits = mean['model_data_chance'], answer['fit_decided']
   by_chance = ''
   if chance == chance:
-    where = ', '.join(map(table.short, fits)) or 'none'
+    where = ', '.join(map(table.short, fits)) or 'no benchmark'
     by_chance = f', of which {min(chance, mean["model_data"]):.0%} is what chance alone gives; '
-    by_chance += f'on {where} by itself it is more than chance'
+    by_chance += f'taken by itself, it is more than chance on {where}'
   return [
     f'Of the variance of scores, the model explains {mean["model"]:.0%}, '
     f'the data {mean["data"]:.0%}, full or LoRA {mean["method"]:.1%}, how data and model fit '
