@@ -290,7 +290,8 @@ def cached_distance(specimen: Specimen) -> float:
 
   @jax.jit
   def run(tokens, positions, cache):
-    hidden, cache = cached.decode(cfg, params, tokens, positions, cache, dtype=jnp.float32)
+    hidden, new = cached.decode(cfg, params, tokens, positions, cache, dtype=jnp.float32)
+    cache = cached.write(cache, new, positions)
     out = hidden @ head
     return (out if cap is None else cap * jnp.tanh(out / cap)), cache
 

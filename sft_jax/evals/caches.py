@@ -27,7 +27,7 @@ class Caches:
   Attributes:
     count: Slots B (of each run).
     room: Most tokens of its own that a text may have by now.
-    cache: Leaves `[R?,_,B,...]`.
+    cache: Leaves `[_,R?,B,...]`.
     state: Arrays `[R?,B]`; see `slots.py`.
   """
 
@@ -80,7 +80,6 @@ class Caches:
       self.state,
       chosen,
       room=self.room,
-      runs=self.subject.runs,
       shardings=tuple(leaf.sharding for leaf in jax.tree.leaves(self._shapes())),
     )
 
@@ -97,7 +96,7 @@ def shapes(subject: Subject, count: int, room: int) -> Any:
   slot, mesh = len(lead) + 1, subject.mesh
 
   def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    shape = (*lead, *leaf.shape)
+    shape = (*leaf.shape[:1], *lead, *leaf.shape[1:])
     axes: list[Any] = [None] * len(shape)
     axes[slot] = ('data', 'fsdp')
     if len(axes) == slot + 4 and shape[slot + 1] % mesh.shape['tensor'] == 0:

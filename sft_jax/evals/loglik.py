@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from sft_jax.data import pack
 from sft_jax.evals import layout
 from sft_jax.evals.layout import Text
-from sft_jax.evals.model import Subject, over_runs
+from sft_jax.evals.model import RUNS, Subject, over_runs
 from sft_jax.models import export, head
 from sft_jax.parallel.compile import exact_jit
 
@@ -44,7 +44,7 @@ class Scored(NamedTuple):
 def _prefill(model, params, batch, runs, mesh):
   """Keys and values of a batch of prefixes."""
   one = lambda params, batch: model.extend(params, batch, None, keep=True, mesh=mesh)[1]
-  return over_runs(one, runs)(params, batch)
+  return over_runs(one, runs, (None,), RUNS)(params, batch)
 
 
 @functools.partial(exact_jit, static_argnames=('model', 'runs', 'mesh', 'shards', 'chunk'))
@@ -62,7 +62,7 @@ def _score(model, params, batch, prefix, runs, mesh, shards, chunk):
       shards=shards,
     )
 
-  return over_runs(one, runs, 0)(params, prefix)
+  return over_runs(one, runs, (RUNS,))(params, prefix)
 
 
 def lower(subject: Subject, batch: Mapping[str, Any], chunk: int) -> jax.stages.Lowered:

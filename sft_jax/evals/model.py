@@ -5,17 +5,21 @@ Dimension letters: see the legend in `models/decoder.py`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sft_jax.models import cached, decoder, head
 from sft_jax.models.config import ModelConfig
 
 Tree = dict[str, Any]
+
+# The run axis of adapters and caches: after that of the layers, which take a slice each.
+RUNS = 1
 
 
 class LanguageModel(Protocol):
@@ -64,6 +68,11 @@ class LanguageModel(Protocol):
     """An empty cache for texts of at most `slots` new tokens; leaves `[_,B,...]`."""
     ...
 
+  def write(self, cache: Any, new: Any, slots: jax.Array) -> Any:
+    """What `decode` returns of new tokens, put into their slots `[R?,B,T]`; with runs, leaves are
+    `[_,R,B,...]`. Slots outside of the cache are left out."""
+    ...
+
   def decode(
     self,
     params: Any,
@@ -74,7 +83,7 @@ class LanguageModel(Protocol):
     seen: jax.Array,
     lengths: jax.Array,
   ) -> tuple[jax.Array, Any]:
-    """States `[B,T,D]` of new tokens, and the cache with them; see `models/cached.py:decode`."""
+    """States `[B,T,D]` of new tokens, and what `write` takes; see `models/cached.py:decode`."""
     ...
 
 
@@ -137,6 +146,10 @@ class Decoder:
     """See `LanguageModel`."""
     return cached.init_cache(self.cfg, rows, slots, self.dtype)
 
+  def write(self, cache, new, slots):
+    """See `LanguageModel`."""
+    return cached.write(cache, new, slots)
+
   def decode(self, params, tokens, positions, cache, prefix, seen, lengths):
     """See `LanguageModel`."""
     return cached.decode(
@@ -185,12 +198,17 @@ class Plain:
     """The tokens so far."""
     return jnp.zeros((1, rows, slots), jnp.int32)
 
+  def write(self, cache, new, slots):
+    """See `LanguageModel`."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+    return cache.at[0, rows, slots].set(new[0], mode='drop')
+
   def decode(self, params, tokens, positions, cache, prefix, seen, lengths):
     """See `LanguageModel`."""
-    rows = jnp.arange(tokens.shape[0])[:, None]
-    cache = cache.at[0, rows, positions].set(tokens, mode='drop')
-    out = self.apply(params, cache[0])
-    return jnp.take_along_axis(out, positions[..., None], axis=1, mode='clip'), cache
+    new = tokens[None]
+    whole = tokens if cache is None else self.write(cache, new, positions)[0]
+    out = self.apply(params, whole)
+    return jnp.take_along_axis(out, positions[..., None], axis=1, mode='clip'), new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +219,8 @@ class Subject:
     model: What is computed.
     params: Its parameters, on their devices.
     mesh: Those devices.
-    runs: Number of runs R, the first axis of `adapter` and `scale` in `params`; 0 for a single
-      model without that axis.
+    runs: Number of runs R, the second axis (`RUNS`) of `adapter` and `scale` in `params`; 0 for a
+      single model without that axis.
     check: Called before each batch; may raise to end an evaluation.
   """
 
@@ -243,30 +261,51 @@ def single(
 def cohort(
   cfg: ModelConfig, base: Tree, dtype: Any, mesh: Mesh, adapter: Tree, lora_scale: jax.Array
 ) -> Subject:
-  """R runs over one base: `adapter` leaves `[R,...]`, `lora_scale` `[R,L]`."""
-  params = {'base': base, 'adapter': adapter, 'scale': lora_scale}
-  return Subject(Decoder(cfg, dtype, _shared(mesh)), params, mesh, runs=lora_scale.shape[0])
+  """R runs over one base: `adapter` leaves `[R,L,...]`, `lora_scale` `[R,L]`."""
+  # Moved once: XLA would move them for each token that is written.
+  moved = jax.tree.map(_layers_first, {'adapter': adapter, 'scale': lora_scale})
+  runs = lora_scale.shape[0]
+  return Subject(Decoder(cfg, dtype, _shared(mesh)), {'base': base, **moved}, mesh, runs=runs)
+
+
+def _layers_first(leaf: Any) -> Any:
+  """`[R,L,...]` to `[L,R,...]` where it lies; a shape to a shape."""
+  turn = lambda x: jnp.swapaxes(x, 0, RUNS)
+  where = getattr(leaf, 'sharding', None)
+  if isinstance(where, NamedSharding):
+    first, second, *rest = (*where.spec, *[None] * leaf.ndim)[: leaf.ndim]
+    where = NamedSharding(where.mesh, P(second, first, *rest))
+  else:
+    where = None
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    turned = jax.eval_shape(turn, leaf)
+    return jax.ShapeDtypeStruct(turned.shape, turned.dtype, sharding=where)
+  return jax.jit(turn, out_shardings=where)(leaf)
 
 
 def _shared(mesh: Mesh) -> Mesh | None:
   return mesh if mesh.shape['fsdp'] > 1 else None
 
 
-def over_runs(fn: Callable[..., Any], runs: int, *mapped: int) -> Callable[..., Any]:
-  """`fn(params, *rest)` for one model, or for R at once with results `[R,...]`.
+def over_runs(
+  fn: Callable[..., Any], runs: int, axes: Sequence[int | None] = (), out: Any = 0
+) -> Callable[..., Any]:
+  """`fn(params, *rest)` for one model, or for R at once.
 
   The base is not mapped: it is read once for all runs.
 
   Args:
     fn: Its first argument are parameters of `Decoder`.
     runs: R, or 0 to leave `fn` as it is.
-    mapped: Which further arguments (from 0, after the parameters) have a run axis too.
+    axes: The run axis of each further argument; None for what all runs share.
+    out: The run axis of the results, as `jax.vmap` takes it.
   """
   if not runs:
     return fn
 
   def call(params, *rest):
-    axes = [0 if i in mapped and part is not None else None for i, part in enumerate(rest)]
-    return jax.vmap(fn, in_axes=({'base': None, 'adapter': 0, 'scale': 0}, *axes))(params, *rest)
+    own = [None if part is None else axis for axis, part in zip(axes, rest, strict=True)]
+    mapped = {'base': None, 'adapter': RUNS, 'scale': RUNS}, *own
+    return jax.vmap(fn, in_axes=mapped, out_axes=out)(params, *rest)
 
   return call

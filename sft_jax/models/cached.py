@@ -71,21 +71,21 @@ def extend(
   mask = tree_mask(reach)
   distance = positions[:, :, None] - positions[:, None, :]
 
-  def attend(place: Place, q, k, v, carry):
+  def attend(place: Place, q, k, v):
     own = mask if place.window is None else mask & (distance < place.window)
-    past = None if prefix is None else _past(prefix, place, group, seen, positions)
-    out = attention(q, k, v, own, scale=cfg.query_scale, softcap=cfg.attn_softcap, past=past)
-    return out, carry, (k, v) if keep else None
+    pasts = () if prefix is None else (_past(place, place.given, group, seen, positions),)
+    out = attention(q, k, v, own, scale=cfg.query_scale, softcap=cfg.attn_softcap, pasts=pasts)
+    return out, (k, v) if keep else None
 
   lengths = positions + 1 if lengths is None else lengths
   options = Options(adapter, lora_scale, dtype=dtype, mesh=mesh)
-  hidden, _, kept = run(cfg, base, tokens, positions, lengths, attend, None, options)
+  hidden, kept = run(cfg, base, tokens, positions, lengths, attend, prefix, options)
   return hidden, {'k': kept[0], 'v': kept[1]} if keep else None
 
 
-def _past(prefix: Tree, place: Place, group: jax.Array | None, seen, positions) -> Past:
-  """The prefix as one layer sees it."""
-  k, v = (jax.lax.dynamic_index_in_dim(prefix[n], place.number, keepdims=False) for n in 'kv')
+def _past(place: Place, prefix: Tree, group: jax.Array | None, seen, positions) -> Past:
+  """The prefix, of one layer, as that layer sees it."""
+  k, v = prefix['k'], prefix['v']
   slots = jnp.arange(k.shape[-1])[None, None, :]
   mask = slots < seen[:, :, None]
   if place.window is not None:
@@ -105,7 +105,7 @@ def decode(
   base: Tree,
   tokens: jax.Array,
   positions: jax.Array,
-  cache: Tree,
+  cache: Tree | None,
   *,
   prefix: Tree | None = None,
   seen: jax.Array | None = None,
@@ -115,15 +115,15 @@ def decode(
   dtype: Any = jnp.bfloat16,
   mesh: Any = None,
 ) -> tuple[jax.Array, Tree]:
-  """Runs `[B,T]` new tokens against a cache, writing their keys and values into it.
+  """Runs `[B,T]` new tokens, which follow one another, after those of a cache.
 
-  A row's token at position p lives in slot p, less the length of the row's prefix, and sees all
-  slots before, so rows of different lengths share one cache and a slot left by padding is
-  overwritten before it can be seen. What falls outside of the cache is not written.
+  A row's token at position p belongs in slot p, less the length of the row's prefix, and sees all
+  slots before the first new one, so rows of different lengths share one cache and a slot left by
+  padding is overwritten before it can be seen.
 
   Args:
     positions: `[B,T]` int32.
-    cache: From `init_cache`.
+    cache: From `init_cache` and `write`; only read here. None where nothing but a prefix is before.
     prefix: Keys and values of one sequence (G = 1) that all rows share, or None.
     seen: `[B]` int32, how many of its tokens each row begins with.
     lengths: `[B,T]` length of each token's text so far, for the kinds of rope that depend on it;
@@ -132,35 +132,55 @@ def decode(
       row, matrices are not put together.
 
   Returns:
-    Hidden states `[B,T,D]` and the updated cache.
+    Hidden states `[B,T,D]`, and keys and values of the new tokens, as a cache of T slots.
   """
   seen = jnp.zeros(tokens.shape[0], jnp.int32) if seen is None else seen
-  places = positions - seen[:, None]
-  slots = jnp.arange(cache['k'].shape[-1])
-  distance = places[:, :, None] - slots[None, None, :]
-  mask = distance >= 0
-  rows = jnp.arange(tokens.shape[0])[:, None]
   starts = jnp.broadcast_to(seen[:, None], positions.shape)
+  distance = positions[:, :, None] - positions[:, None, :]
+  new = distance >= 0
 
-  def attend(place: Place, q, k, v, cache):
-    own = mask if place.window is None else mask & (distance < place.window)
-    # The cache is a carry, written in place: as a scanned input and output it would be copied.
-    new_k, new_v = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
-    cache = {
-      'k': cache['k'].at[place.number, rows, :, :, places].set(new_k, mode='drop'),
-      'v': cache['v'].at[place.number, rows, :, places].set(new_v, mode='drop'),
-    }
-    keys, values = (
-      jax.lax.dynamic_index_in_dim(cache[name], place.number, keepdims=False) for name in 'kv'
-    )
-    past = None if prefix is None else _past(prefix, place, None, starts, positions)
-    out = attention(
-      q, keys, values, own, scale=cfg.query_scale, softcap=cfg.attn_softcap, past=past
-    )
-    return out, cache, None
+  def attend(place: Place, q, k, v):
+    near = lambda mask, apart: mask if place.window is None else mask & (apart < place.window)
+    held, shared = place.given
+    pasts = []
+    if held is not None:
+      places = positions - starts
+      slots = jnp.arange(held['k'].shape[-1])[None, None, :]
+      before = jnp.broadcast_to(slots < places[:, :1, None], (*places.shape, slots.shape[-1]))
+      pasts.append(Past(held['k'], held['v'], near(before, places[:, :, None] - slots)))
+    if shared is not None:
+      pasts.append(_past(place, shared, None, starts, positions))
+    scale, cap = cfg.query_scale, cfg.attn_softcap
+    out = attention(q, k, v, near(new, distance), scale=scale, softcap=cap, pasts=pasts)
+    return out, {'k': k, 'v': v}
 
   lengths = positions + 1 if lengths is None else lengths
   mesh = mesh if tokens.shape[1] == 1 else None
   options = Options(adapter, lora_scale, dtype=dtype, mesh=mesh, components=True)
-  hidden, cache, _ = run(cfg, base, tokens, positions, lengths, attend, cache, options)
-  return hidden, cache
+  return run(cfg, base, tokens, positions, lengths, attend, (cache, prefix), options)
+
+
+def write(cache: Tree, new: Tree, slots: jax.Array) -> Tree:
+  """Puts new tokens into their slots of a cache, in place where it is donated.
+
+  Args:
+    cache: From `init_cache`, or of several runs, with their axis after that of the layers.
+    new: From `decode`, the same way.
+    slots: `[R?,B,T]` int32; what falls outside of the cache is not written.
+
+  Returns:
+    The cache.
+  """
+  lead = slots.ndim - 1
+  # Each row writes into itself.
+  rows = [
+    jnp.arange(size).reshape(-1, *(1,) * (lead - axis))
+    for axis, size in enumerate(slots.shape[:-1])
+  ]
+  whole, out = slice(None), {}
+  for name, before in (('k', (whole, whole)), ('v', (whole,))):
+    # Of an index with gaps, what is indexed comes first: rows and tokens, then layers and the rest.
+    tokens = jnp.moveaxis(new[name], -1 if name == 'k' else -2, lead + 1)
+    tokens = jnp.moveaxis(tokens, 0, lead + 1)
+    out[name] = cache[name].at[(whole, *rows, *before, slots)].set(tokens, mode='drop')
+  return out

@@ -170,11 +170,11 @@ def forward(
   index = jnp.arange(tokens.shape[1])
   distance = (index[:, None] - index[None, :])[None]
 
-  def attend(place, q, k, v, carry):
+  def attend(place, q, k, v):
     if kernel is not None:
-      return kernel(q, k, v, segments, place.window), carry, None
+      return kernel(q, k, v, segments, place.window), None
     seen = mask if place.window is None else mask & (distance < place.window)
-    return attention(q, k, v, seen, scale=cfg.query_scale, softcap=cfg.attn_softcap), carry, None
+    return attention(q, k, v, seen, scale=cfg.query_scale, softcap=cfg.attn_softcap), None
 
   keys = None if dropout_key is None else _token_keys(dropout_key, segments, positions)
   options = Options(adapter, lora_scale, dropout_rate, keys, dtype, remat, mesh)
@@ -211,15 +211,20 @@ class Options:
 
 
 class Place(NamedTuple):
-  """Which layer attends: its number, and its window (None where no layer of the model has one)."""
+  """What a layer that attends has of its own.
 
-  number: jax.Array
+  Attributes:
+    window: None where no layer of the model has one.
+    given: Its slice of what `run` was given.
+  """
+
   window: jax.Array | None
+  given: Any
 
 
-# Place, q `[B,T,N,H]`, k `[B,K,H,T]` and v `[B,K,T,H]` of the new tokens, and what earlier layers
-# handed on, to `[B,T,N*H]`, what is handed on, and what is kept of this layer.
-Attend = Callable[[Place, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any, Any]]
+# Place, q `[B,T,N,H]`, k `[B,K,H,T]` and v `[B,K,T,H]` of the new tokens to `[B,T,N*H]` and what is
+# kept of this layer.
+Attend = Callable[[Place, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 def run(
@@ -229,17 +234,17 @@ def run(
   positions: jax.Array,
   lengths: jax.Array,
   attend: Attend,
-  carry: Any,
+  given: Any,
   options: Options,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[jax.Array, Any]:
   """All layers over `[B,T]` tokens; what they attend to is up to `attend`.
 
   Args:
     lengths: `[B,T]` length of each token's text, for the kinds of rope that depend on it.
-    carry: Handed from layer to layer.
+    given: Leaves `[L,...]` of which each layer gets its own, or None.
 
   Returns:
-    Hidden states after the final norm `[B,T,D]`, the last carry, what was kept, `[L,...]`.
+    Hidden states after the final norm `[B,T,D]`, and what was kept, `[L,...]`.
   """
   model, dtype = _merge(cfg, base, options.adapter), options.dtype
   rope = rope_lib.tables(cfg.ropes, positions, lengths, dtype)
@@ -248,9 +253,8 @@ def run(
   scale = options.lora_scale
   scale = jnp.ones(cfg.num_layers, jnp.float32) if scale is None else scale
 
-  def block(state, slices):
-    h, carry = state
-    parameters, layer_scale, number, (which, window) = slices
+  def block(h, slices):
+    parameters, layer_scale, number, (which, window), own = slices
     layer = nnx.merge(graph, parameters)
     h = checkpoint_name(h, 'layer_input')
     fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))
@@ -258,21 +262,21 @@ def run(
     kept = None
 
     def attend_here(q, k, v):
-      nonlocal carry, kept
-      out, carry, kept = attend(Place(number, window), q, k, v, carry)
+      nonlocal kept
+      out, kept = attend(Place(window, own), q, k, v)
       return out
 
     lora = LoraCall(layer_scale, options.dropout_rate, keys)
     h = layer(h, _pick(rope, which), attend_here, lora, constrain)
-    return (h, carry), kept if options.tap is None else options.tap(h)
+    return h, kept if options.tap is None else options.tap(h)
 
   if REMAT_POLICIES[options.remat] is not None:
     block = jax.checkpoint(block, policy=REMAT_POLICIES[options.remat], prevent_cse=False)
   h = constrain(_embed(cfg, model, tokens, dtype))
   numbers = jnp.arange(cfg.num_layers)
-  slices = (stacked, scale, numbers, _layer_switches(cfg))
-  (h, carry), kept = jax.lax.scan(block, (h, carry), slices)
-  return _finish(cfg, model, h), carry, kept
+  slices = (stacked, scale, numbers, _layer_switches(cfg), given)
+  h, kept = jax.lax.scan(block, h, slices)
+  return _finish(cfg, model, h), kept
 
 
 def _token_keys(key: jax.Array, segments: jax.Array, positions: jax.Array) -> jax.Array:

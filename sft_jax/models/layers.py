@@ -8,7 +8,7 @@ Dimension letters: see the legend in `decoder.py`.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -288,7 +288,7 @@ def attention(
   *,
   scale: float,
   softcap: float | None = None,
-  past: Past | None = None,
+  pasts: Sequence[Past] = (),
 ) -> jax.Array:
   """Softmax attention with grouped heads, in plain XLA; softmax in float32.
 
@@ -302,7 +302,7 @@ def attention(
     mask: bool `[B,T,S]`, true where a query sees a key; no row may be empty.
     scale: What products of queries and keys are multiplied by.
     softcap: Scores become `cap * tanh(scores / cap)` before they are masked.
-    past: Further keys and values, of tokens before all these.
+    pasts: Further keys and values, of tokens before all these.
 
   Returns:
     `[B,T,N*H]`.
@@ -313,11 +313,11 @@ def attention(
   q = q.reshape(rows, length, shared, groups, width).transpose(0, 2, 3, 1, 4)
   q = (q * scale).reshape(rows, shared, groups * length, width)
   scores = jnp.einsum('bkqh,bkhs->bkqs', q, k, preferred_element_type=jnp.float32)
-  if past is not None:
-    # Scores are put together, never keys: those of a shared past are not copied for each row.
+  # Scores are put together, never keys: those of a shared past are not copied for each row.
+  for past in pasts:
     spec = 'bkqh,bkhs->bkqs' if past.k.ndim == 4 else 'bkqh,khs->bkqs'
     earlier = jnp.einsum(spec, q, past.k, preferred_element_type=jnp.float32)
-    scores, mask = (jnp.concatenate(pair, -1) for pair in ((earlier, scores), (past.mask, mask)))
+    scores, mask = (jnp.concatenate(pair, -1) for pair in ((scores, earlier), (mask, past.mask)))
   scores = scores.reshape(rows, shared, groups, length, -1)
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
@@ -325,10 +325,11 @@ def attention(
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   weights = weights.reshape(rows, shared, groups * length, -1)
-  out = jnp.einsum('bkqs,bksh->bkqh', weights[..., -slots:], v)
-  if past is not None:
+  out = jnp.einsum('bkqs,bksh->bkqh', weights[..., :slots], v)
+  for past in pasts:
     spec = 'bkqs,bksh->bkqh' if past.v.ndim == 4 else 'bkqs,ksh->bkqh'
-    out = out + jnp.einsum(spec, weights[..., :-slots], past.v)
+    first, slots = slots, slots + past.v.shape[-2]
+    out = out + jnp.einsum(spec, weights[..., first:slots], past.v)
   out = out.reshape(rows, shared, groups, length, width).transpose(0, 3, 1, 2, 4)
   return out.reshape(rows, length, heads * width)
 

@@ -62,7 +62,7 @@ def test_slots_of_runs_move_apart(devices):
   number = jnp.arange(32, dtype=jnp.float32)
   held.cache = {
     name: jnp.broadcast_to(
-      number.reshape(1, 1, -1, 1, 1, 1) + 100 * jnp.arange(model.runs).reshape(-1, 1, 1, 1, 1, 1),
+      number.reshape(1, 1, -1, 1, 1, 1) + 100 * jnp.arange(model.runs).reshape(1, -1, 1, 1, 1, 1),
       leaf.shape,
     )
     for name, leaf in held.cache.items()
@@ -73,9 +73,9 @@ def test_slots_of_runs_move_apart(devices):
   assert held.count == 8 and (chosen == order[:, :8]).all()
   assert (np.asarray(held.state['seed']) == chosen).all()
   want = chosen + 100 * np.arange(model.runs)[:, None]
-  assert (np.asarray(held.cache['k'])[:, 0, :, 0, 0, 0] == want).all()
+  assert (np.asarray(held.cache['k'])[0, :, :, 0, 0, 0] == want).all()
   held.grow(200)
   assert held.cache['k'].shape[-1] == 256 and held.room == 256
-  assert (np.asarray(held.cache['v'])[:, 1, :, 0, 127, 0] == want).all()
+  assert (np.asarray(held.cache['v'])[1, :, :, 0, 127, 0] == want).all()
   assert (np.asarray(held.cache['v'])[..., 128:, :] == 0).all(), 'new room is empty'
   assert held.cache['k'].sharding.shard_shape(held.cache['k'].shape)[2] == 8 // devices

@@ -1,10 +1,14 @@
 """The generation engine against transformers' `generate`, and against itself in other layouts."""
 
+import functools
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.evals import generation
+from sft_jax.evals import caches, generation, slots
 from sft_jax.models import lora
 from tests.evals import toy
 from tests.evals.toy import plain, subject, torch_model, weights
@@ -147,6 +151,36 @@ def test_a_cohort_equals_its_runs_alone():
     (want,) = generation.Engine(alone, text, (5,), slots=8).generate(requests)
     assert outputs[run] == want
   assert outputs[0] != outputs[1] != outputs[2]
+
+
+@pytest.mark.parametrize('runs', [0, 3])
+def test_a_step_copies_neither_caches_nor_adapters(runs):
+  """Layers read their slice of a cache, new tokens are written in place, adapters lie as read."""
+  cfg, layers = weights()[0], weights()[0].num_layers
+  if runs:
+    scale = jnp.ones((runs, layers))
+    model = toy.cohort(common.adapter(cfg, [4] * runs, range(runs)), scale)
+  else:
+    model = subject()
+  held = caches.Caches(model, 16, 128)
+  one = lambda kind: jax.ShapeDtypeStruct((*held.lead, 16), kind)
+  lowered = jax.jit(
+    functools.partial(
+      slots.advance.__wrapped__, model.model, runs=runs, sampled=False, steps=4, prefix=None
+    ),
+    donate_argnames=('cache', 'state'),
+  ).lower(
+    model.params,
+    cache=held.cache,
+    state=held.state,
+    alive=one(bool),
+    stop_ids=jax.ShapeDtypeStruct((1,), jnp.int32),
+  )
+  stacks = {leaf.shape for leaf in jax.tree.leaves((held.cache, model.params['adapter']))}
+  stacks |= {(*shape[1::-1], *shape[2:]) for shape in stacks}
+  for line in lowered.compile().as_text().splitlines():
+    found = re.search(r'\[([0-9,]+)\]\S* (copy|transpose)\(', line)
+    assert not found or tuple(map(int, found[1].split(','))) not in stacks, line
 
 
 def sampled(given, seeds, **options):

@@ -104,7 +104,12 @@ def test_decoding_with_a_cache_equals_the_forward():
   lengths = np.array([3, 6, 1])
   positions = np.broadcast_to(np.arange(12, dtype=np.int32), full.shape)
   want = np.asarray(logits(cfg, base, full, positions, np.ones_like(full)))
-  run = jax.jit(functools.partial(cached.decode, cfg, dtype=jnp.float32))
+
+  @jax.jit
+  def run(base, tokens, positions, cache):
+    hidden, new = cached.decode(cfg, base, tokens, positions, cache, dtype=jnp.float32)
+    return hidden, cached.write(cache, new, positions)
+
   head = decoder.head_kernel(base)
   width = 6
   # What lies beyond a row's own prompt is rubbish that must not be seen.

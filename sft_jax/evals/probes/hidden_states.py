@@ -39,10 +39,10 @@ def _pooled(model, params, tokens, counts, runs, mesh, pooling):
   distance = positions[:, :, None] - positions[:, None, :]
   lengths = jnp.where(inside, counts[:, None], positions + 1)
 
-  def attend(place, q, k, v, carry):
+  def attend(place, q, k, v):
     seen = mask if place.window is None else mask & (distance < place.window)
     cfg = model.cfg
-    return attention(q, k, v, seen, scale=cfg.query_scale, softcap=cfg.attn_softcap), carry, None
+    return attention(q, k, v, seen, scale=cfg.query_scale, softcap=cfg.attn_softcap), None
 
   def one(params):
     options = decoder.Options(
@@ -52,9 +52,8 @@ def _pooled(model, params, tokens, counts, runs, mesh, pooling):
       mesh=mesh,
       tap=lambda h: jnp.einsum('btd,bt->bd', h.astype(jnp.float32), weights),
     )
-    return decoder.run(
-      model.cfg, params['base'], tokens, positions, lengths, attend, None, options
-    )[2]
+    base = params['base']
+    return decoder.run(model.cfg, base, tokens, positions, lengths, attend, None, options)[1]
 
   return eval_model.over_runs(one, runs)(params)
 
