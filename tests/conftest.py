@@ -13,7 +13,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Sharding is a real code path in every test: never switched off on CPU.
 # Programs are tiny and many: LLVM's optimiser would take most of the suite's time.
 _FLAGS = ['--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0']
-if importlib.metadata.version('jaxlib') < '0.12':  # Later ones do not know it, and would stop.
+if importlib.metadata.version('jaxlib') < '0.11':  # Later ones do not know it, and would stop.
   _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 for _flag in _FLAGS:
   if _flag not in os.environ.get('XLA_FLAGS', ''):
