@@ -93,6 +93,13 @@ def prepare(data: pathlib.Path, out: pathlib.Path, args: argparse.Namespace) -> 
       write_lines(file, rows[:: len(rows) // count][:count])
 
 
+def lacking(data: pathlib.Path, out: pathlib.Path, sets: Iterable[str]) -> list[pathlib.Path]:
+  """Files that `prepare` would read and that are not there."""
+  pairs = [(out / 'data' / f'{name}.jsonl', data / 'train' / SETS[name]) for name in sets]
+  pairs += [(out / 'bench' / name, data / 'bench' / name) for name, _ in BENCHMARKS.values()]
+  return [source for made, source in pairs if not made.exists() and not source.exists()]
+
+
 def short(row: Mapping[str, Any]) -> bool:
   """Whether a passage of BoolQ is short."""
   return len(row['passage'].split()) <= PASSAGE
@@ -256,8 +263,15 @@ def main() -> None:
   say = lambda text: print(
     f'[{time.monotonic() - began:5.0f} s] {text}', file=sys.stderr, flush=True
   )
-  workdir = pathlib.Path(args.workdir)
-  prepare(pathlib.Path(args.data), workdir / 'inputs', args)
+  workdir, data = pathlib.Path(args.workdir), pathlib.Path(args.data)
+  if absent := lacking(data, workdir / 'inputs', args.sets):
+    print(
+      f'error: {len(absent)} data files are missing, such as {absent[0]} (--data={data}) — name '
+      'their directory in --data or SFT_JAX_DATA; SETS and BENCHMARKS in this script name them',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  prepare(data, workdir / 'inputs', args)
   spent = json.loads(read) if (read := _text(workdir / 'seconds.json')) else {}
   for name, stage in STAGES.items():
     say(f'{name} …')

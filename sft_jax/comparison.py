@@ -7,6 +7,8 @@ import math
 import os
 from typing import Any
 
+from etils import epath
+
 from sft_jax import results
 from sft_jax.evals import compare, compare_text, records
 from sft_jax.utils import io, log
@@ -48,6 +50,12 @@ def _row(path: str, key: str, task: str) -> records.Row:
   if not path:
     raise UserError('no row given', key, 'write DIR or DIR@STEP: a workdir with samples/')
   directory, at, step = path.rpartition('@')
+  if not epath.Path(path).exists() and not (at and epath.Path(directory).exists()):
+    raise UserError(
+      'no run or evaluation is here',
+      f'{key}={path}',
+      'name the workdir of a run (@base, @best, @last or @STEP may follow), or of --mode=eval',
+    )
   if at and step == 'best' and not os.path.exists(path):
     path = f'{directory}@{_best(directory)}'
   grafts = os.path.join(path, 'grafts')

@@ -43,8 +43,9 @@ _MODE = flags.DEFINE_enum(
   'run',
   MODES,
   'run: what the config describes, a run or a study. plan: what a study is and takes. status: how '
-  'far a study is. eval: scores of a model. compare: two rows, item by item. probe: what the '
-  'report of a study reads beside its scores. report: what a table of results says. '
+  'far a study or a run is. eval: scores of a model. compare: two rows, item by item. '
+  'probe: what the report of a study reads beside its scores. '
+  'report: what a table of results says. '
   'choose: which data to train on, by a race within a budget. '
   'recommend: what a table leads to expect of data. '
   'export: weights of a finished run, or of runs of a study. '
@@ -99,8 +100,14 @@ def _run(config: Any, workdir: str) -> dict[str, Any]:
   entries = _entries(config)
   if entries is not None:
     from sft_jax.execution import study_run
+    from sft_jax.study import closing
+    from sft_jax.utils import log
 
-    return study_run.run(config, entries, workdir)
+    # Nothing of processes that do not lead.
+    if done := study_run.run(config, entries, workdir):
+      for line in closing.lines(workdir):
+        log.say(line)
+    return done
   from sft_jax.execution import runner
 
   return {'workdir': workdir, 'rows': runner.run(config, workdir)}
@@ -267,6 +274,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     key = next((key for key in given if part in key.split('.')), part)
     raise config_file.unknown_key(key, 'command line', '--') from e
   except flags.UnrecognizedFlagError as e:
+    if e.flagname.startswith('config.') and not config:
+      how = 'add --config=FILE, such as --config=configs/sft.py, or that of the run it is about'
+      raise UserError(f'--{e.flagname} changes a config, and none is given', '--config', how) from e
     how = config_file.flag_for(e.flagname, _FLAGS)
     raise UserError(f'unknown flag --{e.flagname}', 'command line', how) from e
   except flags.Error as e:

@@ -105,6 +105,18 @@ def make_row(
   return row | {column: value for column, value in scores.items() if column not in row}
 
 
+def score_columns(rows: Sequence[Row]) -> list[str]:
+  """Columns of rows that hold the score of a benchmark: released ones first, then in their order.
+
+  Those of the released table's header, and what has a count of its items (`NAME-n`) beside it.
+  """
+  found = dict.fromkeys(column for row in rows for column in row)
+  factors = {factor.column for factor in spec_lib.FACTORS.values()}
+  scores = [c for c in RELEASED_COLUMNS if c in found and c not in {*IDENTITY, *factors}]
+  scores += [c for c in found if f'{c}-n' in found and c not in scores]
+  return [c for c in scores if any(row.get(c) is not None for row in rows)]
+
+
 def comparison(rows: Sequence[Row], columns: Sequence[str], most: int = 4) -> list[str]:
   """Lines of a table: each score before training and at snapshots, and its change.
 

@@ -294,6 +294,12 @@ def layer_band(layers: str, num_layers: int) -> tuple[int, int]:
   return band
 
 
+def steps(examples: int, batch_size: int, epochs: float) -> tuple[int, int]:
+  """Optimiser steps of one epoch and of a run, as `data/sampler.py` cuts them."""
+  per_epoch = math.ceil(examples / batch_size)
+  return per_epoch, math.ceil(round(epochs * per_epoch, 6))
+
+
 def snapshot_steps(when: str, steps_per_epoch: int, total_steps: int) -> dict[int, float]:
   """{number of finished steps: epochs} at which to snapshot; the end is always among them.
 

@@ -85,7 +85,8 @@ def test_a_task_and_what_both_were_asked(run, tmp_path):
   [
     ('', '{run}', 'no row given .config.compare.a'),
     ('{run}', '', 'no row given .config.compare.b'),
-    ('{run}', '/nowhere', 'no such file or directory'),
+    ('{run}', '/nowhere', r'no run or evaluation is here \(config.compare.b=/nowhere'),
+    ('/nowhere@best', '{run}', r'no run or evaluation is here \(config.compare.a=/nowhere@best'),
     ('{run}', '{run}@77', 'of step 77'),
     ('{run}', '{run}/samples@best', 'no snapshot is known to be the best'),
   ],

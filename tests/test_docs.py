@@ -343,6 +343,17 @@ def test_the_readme_names_what_is_supported():
     assert row == ', '.join(f'`{name}`' for name in names)
 
 
+def test_words_of_the_glossary_are_in_order_and_in_use():
+  """Each word that is explained stands on another page."""
+  text = PAGES['glossary.md'].read_text()
+  entries = re.findall(r'^\*\*(.+?)\*\*', text, re.M)
+  assert entries == sorted(entries, key=str.lower) and len(entries) > 25
+  others = [page.read_text() for name, page in PAGES.items() if name != 'glossary.md']
+  site = ' '.join(' '.join(others).lower().split())
+  site += ' ' + (REPOSITORY / 'configs' / 'base.py').read_text().lower()
+  assert not [word for word in entries if word.lower() not in site]
+
+
 def test_everything_from_python_is_named():
   table = set(re.findall(r'^\| `(\w+)\(', PAGES['jobs/python.md'].read_text(), re.M))
   assert table == {name for name in sft_jax.__all__ if name[0].islower()}

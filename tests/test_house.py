@@ -98,8 +98,8 @@ EDGES = {
     '.choose_told .choose_wish'
   ),
   'decide.recommend_mode': (
-    'utils spec analysis evals models.source .choose_data execution.inputs execution.opened '
-    'execution.selected'
+    'utils spec data.readers analysis evals models.source .choose_data execution.inputs '
+    'execution.opened execution.selected'
   ),
   'interactive.ask': 'utils data evals train.loop execution.opened',
   'interactive.chat': 'utils spec execution.opened .ask',

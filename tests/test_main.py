@@ -211,8 +211,10 @@ def test_starting_again_does_nothing_and_says_so(finished, tiny_files, tmp_path,
   assert f'tensorboard --logdir {copy}' in said()
   for events in copy.glob('events.*'):
     events.unlink()
+  assert f'talk to both: python -m sft_jax.main --mode=chat --workdir={copy}' in said()
   about = {'workdir': str(copy), 'format': 'none', 'method': method, 'base': '', 'data': 'a.jsonl'}
-  assert 'tensorboard' not in '\n'.join(summary.lines(Workdir(str(copy)), [], about))
+  told = '\n'.join(summary.lines(Workdir(str(copy)), [], about | {'weights': 'none'}))
+  assert 'tensorboard' not in told and '--mode=chat' not in told
 
 
 def test_export_needs_a_format_and_kept_weights(full_run, tiny_files, tmp_path):
@@ -522,6 +524,16 @@ def test_a_bad_config_file_exits_2_in_one_line(tmp_path):
   )  # fmt: skip
   assert done.returncode == 2 and not done.stdout
   assert re.fullmatch(rf'error: unknown config key .* \({path}:6\) — did .*\n', done.stderr)
+
+
+def test_a_change_without_a_config_says_what_is_missing(tmp_path):
+  args = [sys.executable, '-m', 'sft_jax.main', '--mode=export', f'--workdir={tmp_path}']
+  done = subprocess.run(
+    [*args, '--config.export.format=hf'], cwd=REPOSITORY, env=environment(),
+    capture_output=True, text=True, timeout=100,
+  )  # fmt: skip
+  what = r'--config.export.format changes a config, and none is given'
+  assert done.returncode == 2 and re.fullmatch(rf'error: {what} .* add --config=.*\n', done.stderr)
 
 
 def test_flags_may_stand_in_any_order_and_a_plan_names_the_command():

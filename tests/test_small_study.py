@@ -91,6 +91,23 @@ def test_data_sets_are_the_first_exchange_of_each_record(tmp_path):
   assert [turn['content'] for turn in turns] == ['U', 'A']
 
 
+def test_without_its_data_it_ends_in_one_line(tmp_path, capsys, monkeypatch):
+  workdir, data = tmp_path / 'w', tmp_path / 'none'
+  argv = ['small_study', f'--workdir={workdir}', f'--data={data}', '--sets=lima']
+  monkeypatch.setattr('sys.argv', argv)
+  with pytest.raises(SystemExit) as end:
+    small_study.main()
+  said = capsys.readouterr().err
+  assert end.value.code == 2 and said.startswith('error: 6 data files are missing, such as ')
+  assert said.count('\n') == 1 and str(data / 'train' / 'lima.json') in said
+  assert not workdir.exists()
+  # What was made of the data earlier does.
+  made = workdir / 'inputs' / 'data' / 'lima.jsonl'
+  made.parent.mkdir(parents=True)
+  made.touch()
+  assert len(small_study.lacking(data, workdir / 'inputs', ['lima'])) == 5
+
+
 def test_runs_differ_as_the_page_says():
   args = small_study.parse(['--workdir=w'])
   runs = small_study.entries(args, small_study.RATES, True)

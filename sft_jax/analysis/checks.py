@@ -227,7 +227,8 @@ def _constant(frame: 'pd.DataFrame') -> list[Finding]:
   empty = [column for column in table.benchmarks(frame) if not frame[column].notna().any()]
   several = frame['model_name'].nunique() > 1  # Of one, see `_unmoved`.
   if empty:
-    out.append(Finding('constant', 'gap', f'No value: {", ".join(empty)}.', (), tuple(empty)))
+    text = f'No value: {words.listed(empty)}.'
+    out.append(Finding('constant', 'gap', text, (), tuple(empty)))
   for column in table.benchmarks(frame):
     x = frame[column].dropna()
     share = x.value_counts(normalize=True).iloc[0] if len(x) else 1.0

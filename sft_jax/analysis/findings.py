@@ -51,6 +51,10 @@ class Study:
     """The rows of the core block of `scores`, taken of `frame`."""
     return frame.loc[self.block.index]
 
+  def mixed(self, frame: 'pd.DataFrame') -> 'pd.DataFrame':
+    """The rows of mixtures that are like the core block, taken of `frame`."""
+    return frame.loc[table.mixtures(self.scores, self.block).index]
+
   def gains(self) -> 'pd.DataFrame':
     """Gains, or `Skip` with what is missing."""
     if self.change is None:
@@ -105,8 +109,14 @@ def is_skipped(answer: Mapping[str, Any]) -> bool:
 
 
 def mean_gains(study: Study) -> dict[str, Any]:
-  """Q1: tables `full`, `full_strict`, `lora`, `lora_strict`, their n, shares, intervals, signs."""
-  change = study.core(study.gains())
+  """Q1: tables `full`, `full_strict`, `lora`, `lora_strict`, their n, shares, intervals, signs.
+
+  Mixtures that are like the core block have rows too.
+  """
+  import pandas as pd
+
+  every = study.gains()
+  change = pd.concat([study.core(every), study.mixed(every)])
   parts = {
     f'{name}{tail}': attempt(gains.summary, change, study.columns, lora, models)
     for name, lora in METHODS.items()
@@ -218,15 +228,17 @@ def components(study: Study) -> dict[str, Any]:
 
 
 def methods(study: Study) -> dict[str, Any]:
-  """Q5: full fine-tuning less LoRA, on the core block and on all data together."""
+  """Q5: full fine-tuning less LoRA: the core block, mixtures like it, all data together."""
   block = study.block
   ask = lambda rows: effects.full_minus_lora(rows, study.columns)
-  out = {'core': ask(block)}
+  out = {'core': attempt(ask, block), 'mixtures': attempt(ask, study.mixed(study.scores))}
   every = study.scores[study.scores['data_name'] == table.ALL]
   last = every[every['epoch'] == every['epoch'].max()]
-  out['all'] = attempt(lambda: ask(last))
+  out['all'] = attempt(ask, last)
+  if all(is_skipped(part) for part in out.values()):
+    raise table.Skip(out['core']['skipped'])
   strict = block[block['model_name'].isin(study.strict)]
-  out['core_strict'] = attempt(lambda: ask(strict))
+  out['core_strict'] = attempt(ask, strict)
   out['agreement'] = attempt(
     lambda: effects.method_agreement(study.core(study.gains()), study.columns)
   )

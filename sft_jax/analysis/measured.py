@@ -120,7 +120,9 @@ def _tests(
   if len(models) == 1:
     alone = measured_alone.predict(used, values, columns, _MAIN, study.seed)
     if not alone['alone']:
-      raise table.Skip(f'needs {predictors.LEAST_DATASETS} data sets')
+      enough = len(datasets) >= predictors.LEAST_DATASETS
+      needs = 'gains that differ between data sets' if enough else ''
+      raise table.Skip(f'needs {needs or f"{predictors.LEAST_DATASETS} data sets"}')
     return alone
   settings = predictors.Settings(draws=study.resamples, seed=study.seed)
   tests = predictors.tests(used, values, columns, settings)

@@ -40,9 +40,9 @@ def mend(
     elif finding.check in ('mixed', 'constant'):
       gone = [c for c in finding.columns if c in out and c not in kept]
       out = out.drop(columns=gone)
-      empty = not frame[gone].notna().any(axis=None)
-      why = 'no value' if empty else finding.check
-      said += [f'{", ".join(gone)}: left out ({why}).'] if gone else []
+      # That there is nothing in a column is said once, by the check.
+      if gone and frame[gone].notna().any(axis=None):
+        said.append(f'{", ".join(gone)}: left out ({finding.check}).')
     elif finding.check == 'range':
       for column in finding.columns:
         wrong = (out[column] < 0) | (out[column] > 100)

@@ -119,7 +119,7 @@ def _components(answer: Answer) -> list[figures.Figure]:
 
 def _methods(answer: Answer) -> list[figures.Figure]:
   out = []
-  for block in ('core', 'core_strict', 'all'):
+  for block in ('core', 'core_strict', 'mixtures', 'all'):
     part = answer[block]
     if findings.is_skipped(part):
       continue

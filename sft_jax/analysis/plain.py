@@ -125,13 +125,20 @@ def _components(answer: Answer) -> list[str]:
   ]
 
 
+_BLOCKS = {
+  'core': 'Single data sets',
+  'core_strict': 'Sound bases only',
+  'mixtures': 'Mixtures',
+  'all': 'All data together',
+}
+
+
 def _methods(answer: Answer) -> list[str]:
   out = []
-  for block in ('core', 'core_strict', 'all'):
+  for block, word in _BLOCKS.items():
     part = answer[block]
     if findings.is_skipped(part):
       continue
-    word = {'core': 'Single data sets', 'all': 'All data together'}.get(block, 'Sound bases only')
     out.append(f'{word}: full less LoRA {_interval(part["benchmarks"]["mean"])}.')
     kinds = {k: v for k, v in part['categories'].items() if k != 'mean'}
     told = '; '.join(f'{k} {_interval(v)}' for k, v in kinds.items())
@@ -213,13 +220,13 @@ def _left_out(answer: Answer) -> list[str]:
 
 
 def _best(answer: Answer) -> list[str]:
-  return [
+  out = [
     f'{table.short(column)}: {row["score"]:.1f} by {row["model_name"]} on {row["data_name"]} '
     f'({row["method"]}, {row["data_size"]:g} records, {row["lr_strategy"]}, epoch {row["epoch"]:g}'
-    f'{"; " + str(row["ties"]) + " rows share it" if row["ties"] > 1 else ""}). The best of '
-    'many is lucky as well as good.'
+    f'{"; " + str(row["ties"]) + " rows share it" if row["ties"] > 1 else ""}).'
     for column, row in answer.items()
   ]
+  return [*out, 'The best of many is lucky as well as good.']
 
 
 _SAY = {

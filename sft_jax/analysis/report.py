@@ -6,6 +6,7 @@ Writes `report/index.html` (opens without a network), `report/findings.json` and
 
 import html
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from sft_jax.utils.errors import UserError
 # Checks whose findings change what is analysed, where config.report.checks is 'all'. Mixed columns
 # are left out by name only: a released column that no average uses does no harm.
 _MENDING = ('scale', 'range', 'doubled', 'constant', 'mixed')
+# Questions in the order in which findings are told on a terminal, and characters of each.
+_FIRST = ('Q1', 'predictors', 'Q5', 'grafts', 'Q6', 'Q7', 'Q9', 'layers', 'Q10')
+_LONGEST = 320
 
 
 def report(config: Any, workdir: str) -> dict[str, Any]:
@@ -45,6 +49,8 @@ def report(config: Any, workdir: str) -> dict[str, Any]:
   told = analyse(frame, which, config.report.bootstrap, config.report.seed, place)
   directory = epath.Path(workdir) / 'report'
   write(directory, os.path.basename(source), told)
+  for sentence in first_findings(told['answers']):
+    log.say(f'- {textwrap.shorten(sentence, _LONGEST, placeholder=" …")}')
   skipped = {key: part['skipped'] for key, part in told['answers'].items() if 'skipped' in part}
   for key, why in skipped.items():
     log.say(f'{key} {findings.TITLES[key]}: skipped, {why}')
@@ -101,7 +107,9 @@ def analyse(
     'models': table.models(frame),
     'strict': study.strict,
     'benchmarks': study.columns,
-    'not_averaged': [c for c in table.benchmarks(frame) if c not in study.columns],
+    'not_averaged': [
+      c for c in table.benchmarks(frame) if c not in study.columns and frame[c].notna().any()
+    ],
     'scale': '0-100',
     'missing': 'skipped; n says how many values a mean is of',
     'bootstrap': resamples,
@@ -115,6 +123,15 @@ def analyse(
     'notes': list(frame.attrs.get('notes', ())),
     'about': about,
   }
+
+
+def first_findings(answers: Mapping[str, Any], most: int = 3) -> list[str]:
+  """Sentences that a reader would ask for first, of one question at most two."""
+  out: list[str] = []
+  for key in _FIRST:
+    if key in answers and not findings.is_skipped(answers[key]):
+      out += plain.sentences(key, answers[key])[:2]
+  return out[:most]
 
 
 def write(directory: epath.PathLike, source: str, told: Mapping[str, Any]) -> None:

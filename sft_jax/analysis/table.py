@@ -174,6 +174,15 @@ def core(frame: 'pd.DataFrame') -> 'pd.DataFrame':
   return blocks.get_group(best).drop(columns='_size')
 
 
+def mixtures(frame: 'pd.DataFrame', block: 'pd.DataFrame') -> 'pd.DataFrame':
+  """Rows trained on mixtures that differ from a core block in nothing but the data."""
+  names = frame['data_name'].astype(str)
+  mixed = ~is_base(frame) & ~is_single(frame) & (names != ALL) & ~names.str.startswith(WITHOUT)
+  first, ratio = block.iloc[0], frame['data_size'] / max(block['data_size'].max(), 1.0)
+  like = (frame['lr_strategy'] == first['lr_strategy']) & (frame['epoch'] == first['epoch'])
+  return frame[mixed & like & ratio.between(1 / _SIZE_RATIO, _SIZE_RATIO)]
+
+
 def size_classes(sizes: 'pd.Series') -> 'pd.Series':
   """The largest of the sizes that count as one, for each."""
   ordered = sorted(sizes.dropna().unique())

@@ -72,15 +72,10 @@ def _read_file(path: str) -> Iterator[Raw]:
       where=path,
       how=f'convert it to one of: {KINDS}',
     )
-  try:
-    status = os.stat(path)
-  except (OSError, ValueError) as error:
-    raise _unreadable(path, error) from error
-  if stat.S_ISDIR(status.st_mode):
-    raise UserError('a directory, not a file', where=path, how='name one data file in it')
+  size = require_file(path)
   if kind == '.parquet':
     return _read_parquet(path)
-  if kind == '.json' and not name.endswith('.gz') and status.st_size > json_stream.LARGE:
+  if kind == '.json' and not name.endswith('.gz') and size > json_stream.LARGE:
     return json_stream.records(path)
   reader = {
     '.json': _read_json,
@@ -92,6 +87,21 @@ def _read_file(path: str) -> Iterator[Raw]:
   if reader is None:
     raise UserError(f'unknown kind of file {kind or name!r}', where=path, how=f'use {KINDS}')
   return reader(path, read_text(path))
+
+
+def require_file(path: str) -> int:
+  """Bytes of a data file on this machine, of which nothing is read.
+
+  Raises:
+    UserError: it is not there, or a directory.
+  """
+  try:
+    status = os.stat(path)
+  except (OSError, ValueError) as error:
+    raise _unreadable(path, error) from error
+  if stat.S_ISDIR(status.st_mode):
+    raise UserError('a directory, not a file', where=path, how='name one data file in it')
+  return status.st_size
 
 
 def file_kind(path: str) -> str:

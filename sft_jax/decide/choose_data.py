@@ -107,6 +107,12 @@ def look(config: Any, place: str, session: Session) -> Candidate:
     )
 
 
+def lengths(config: Any, place: str, session: Session) -> list[int]:
+  """Tokens of each example that a run is trained on, in an epoch; see `look`."""
+  with _as_given(), loop.StopSignal() as stop, stop.at_once():
+    return [len(example) for example in job.Run(config, place, stop, session).data.train]
+
+
 @contextlib.contextmanager
 def _as_given() -> Iterator[None]:
   """Context in which what is wrong with data is said of the key that names candidates."""

@@ -85,13 +85,15 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
     raise UserError(what, 'config.choose.data', how)
   budget = runs.measure(clean)
   unit = wish.budget.unit
-  one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit, runs.given)
+  # How long a run takes is never told before.
+  exact = None if unit == race_budget.SECONDS else runs.exact
+  one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit, runs.given, exact)
   decision = choose.choose(one, runs.evaluate)
   if not one.evidence.reached and 'failed' in one.state.values():
     raise runs.nothing_ran()
   ended = [arm for arm in arms if one.state[arm] == 'cut']
   if ended and one.last not in one.evidence.reached.values():
-    needed = one.to_give(one.spent + min(one.price([arm], one.last) for arm in ended))
+    needed = one.to_give(one.spent + min(one.due(arm, one.last) for arm in ended))
     raise UserError(
       f'the budget ended before any was trained in full: that takes {needed} or more in all',
       'config.choose.budget',
@@ -202,7 +204,7 @@ def _check_endpoint(endpoint: str, targets: Sequence[str]) -> None:
 
 
 def _guard(text: str) -> tuple[str, float]:
-  found = re.fullmatch(r'(.+?)\s*>=\s*([-+]?\d+(?:\.\d*)?)', text)
+  found = re.fullmatch(r'(.+?)\s*>=\s*([-+]?(?:\d+\.?\d*|\.\d+))', text)
   if not found:
     how = 'say how far it may fall, such as mmlu:ll>=-1.0'
     raise UserError(f'{text!r} is no guard', 'config.choose.guard', how)

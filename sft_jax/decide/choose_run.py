@@ -79,11 +79,14 @@ class Runs:
 
   def _look(self, name: str, seed: int) -> Candidate:
     """What is found of the data that a candidate's runs of a seed are trained on."""
-    data, most = self._wish.data[name], self._wish.most.get(name, 0)
-    config = choose_wish.with_data(self._config, data, most).copy_and_resolve_references()
+    config = self._on(name, self._wish.most.get(name, 0), seed)
+    return choose_data.look(config, os.path.join(self._workdir, 'none'), self._session)
+
+  def _on(self, name: str, size: int, seed: int) -> Any:
+    config = choose_wish.with_data(self._config, self._wish.data[name], size)
     with config.unlocked():
       config.train.seeds.data += seed
-    return choose_data.look(config.lock(), os.path.join(self._workdir, 'none'), self._session)
+    return config
 
   def _find_leaks(self) -> None:
     """Where seeds draw records, an item is leaked that stands in those of any seed of the race."""
@@ -113,6 +116,18 @@ class Runs:
     about = self.candidates[arm.candidate]
     examples = (self.size(arm.candidate, rung) or about.examples) * self._config.train.epochs
     return self._amount(about, examples, examples * about.tokens)
+
+  def exact(self, trial: Trial) -> float:
+    """What a run costs that is about to be begun, in tokens, FLOPs or examples.
+
+    Its data are read, which it needs anyway: which examples a seed draws decides how long they are.
+    Of a part of an epoch the mean length of all that were drawn stands.
+    """
+    name, place = trial.arm.candidate, os.path.join(self._workdir, 'none')
+    config = self._on(name, self.size(name, trial.rung), trial.seed)
+    lengths = choose_data.lengths(config, place, self._session)
+    epochs = self._config.train.epochs
+    return self._amount(self.candidates[name], len(lengths) * epochs, sum(lengths) * epochs)
 
   def _amount(self, about: Candidate, examples: float, tokens: float) -> float:
     if self._wish.budget.unit == 'examples':
@@ -186,20 +201,6 @@ class Runs:
       return amount
     return self.before() + amount / _CAREFUL
 
-  def entry(self, trial: Trial) -> dict[str, Any]:
-    """The run of a trial, as an entry of a sweep."""
-    data = self._wish.data[trial.arm.candidate]
-    # The first seed is the config's own.
-    first = self._config.train.seeds
-    out = {
-      f'data.{choose_data.kind(data)}': data,
-      'data.size': self.size(trial.arm.candidate, trial.rung),
-      'train.seeds.data': first.data + trial.seed,
-      'train.seeds.init': first.init + trial.seed,
-      'train.seeds.dropout': first.dropout + trial.seed,
-    }
-    return out | ({'train.learning_rate': trial.arm.rate} if trial.arm.rate else {})
-
   def _rung(self, number: int) -> str:
     return os.path.join(self._workdir, f'rung-{number}')
 
@@ -207,7 +208,9 @@ class Runs:
     """The callback of a race; a run that was given up has no scores, and what it cost."""
     rung = trials[0].rung
     place = self._rung(rung)
-    entries = [self.entry(trial) for trial in trials]
+    size = lambda trial: self.size(trial.arm.candidate, trial.rung)
+    seeds = self._config.train.seeds
+    entries = [choose_wish.entry(self._wish, seeds, trial, size(trial)) for trial in trials]
     # A study may grow and may not shrink: what an earlier race ran here stays in it.
     file = os.path.join(place, 'entries.json')
     before = io.read_json(file) if os.path.exists(file) else []
@@ -215,12 +218,12 @@ class Runs:
     own = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
     every = [*before, *(entry for entry in own if entry not in before)]
     io.write_json_atomic(file, every)
-    study = study_run.expand(self._config, own, jax.default_backend())
+    study = study_run.expand(self._config, own, study_run.backend_of(self._config))
     keys = [study.runs[own.index(entry)].key for entry in entries]
     self._runs |= dict(zip(trials, keys, strict=True))
     directory = StudyDirectory(place)
     share = {
-      key: float(self.size(trial.arm.candidate, rung) or 1)
+      key: float(size(trial) or 1)
       for trial, key in zip(trials, keys, strict=True)
       if not self._is_over(directory, key)
     }
@@ -284,7 +287,7 @@ class Runs:
     about = self.candidates[trial.arm.candidate]
     if not done:
       # How far it came is not kept: it counts as if it had come to its end.
-      return Observation(scores, self.cost(trial.arm, trial.rung))
+      return Observation(scores, self.exact(trial))
     examples = (self.size(trial.arm.candidate, trial.rung) or about.examples) * float(
       self._config.train.epochs
     )
@@ -301,10 +304,14 @@ class Runs:
     place = os.path.join(self._workdir, 'base')
     with self._once('base'):
       first = next(iter(self._wish.data.values()))
-      evaluate.evaluate(choose_wish.with_data(self._config, first), place)
-    row = records.read(place)
-    self._session.base_records = row.tasks
-    return Observation(self._scores(row))
+      config = choose_wish.with_data(self._config, first)
+      if config.study.engine == 'ray':
+        # This process has perhaps no accelerator: the base is to be computed as its runs are.
+        run = study_run.expand(config, [{}], study_run.backend_of(config)).runs[0]
+        with config.unlocked():
+          config.train.compute_dtype = run.spec.compute_dtype
+      evaluate.evaluate(config, place)
+    return Observation(self._scores(self._session.take_base(place)))
 
   def endpoint(self) -> Observation | None:
     """Scores of the served model on the targets, each item once."""

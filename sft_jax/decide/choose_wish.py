@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from sft_jax.decide import choose_data
 from sft_jax.evals import core
-from sft_jax.study.race import Rules
+from sft_jax.study.race import Rules, Trial
 from sft_jax.study.race_budget import Budget
 from sft_jax.study.race_evidence import Prior
 from sft_jax.utils.errors import UserError
@@ -69,6 +69,24 @@ def with_data(config: Any, data: str, size: int = 0) -> Any:
   with out.unlocked():
     out.data[choose_data.kind(data)], out.data.size = data, size
   return out.lock()
+
+
+def entry(wish: Wish, seeds: Any, trial: Trial, size: int) -> dict[str, Any]:
+  """The run of a trial, as an entry of a sweep.
+
+  Args:
+    wish: What is to be decided.
+    seeds: `train.seeds` of the config; the first seed is its own.
+    trial: The run.
+    size: As in `config.data.size`.
+  """
+  data = wish.data[trial.arm.candidate]
+  out = {
+    f'data.{choose_data.kind(data)}': data,
+    'data.size': size,
+    **{f'train.seeds.{of}': seeds[of] + trial.seed for of in ('data', 'init', 'dropout')},
+  }
+  return out | ({'train.learning_rate': trial.arm.rate} if trial.arm.rate else {})
 
 
 def full_name(task: str) -> str:

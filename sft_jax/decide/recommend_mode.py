@@ -17,6 +17,7 @@ import numpy as np
 from sft_jax import spec as spec_lib
 from sft_jax.analysis import recommend, table
 from sft_jax.analysis.recommend import Expected
+from sft_jax.data import readers
 from sft_jax.decide import choose_data
 from sft_jax.evals.model import Subject
 from sft_jax.evals.probes import dataset_properties
@@ -60,6 +61,11 @@ def run(config: Any, workdir: str = '') -> dict[str, Any]:
     what = f'the table has no scores of {wrong[0]}' if targets else 'no target given'
     raise UserError(what, 'config.recommend.target', f'name columns, such as {known}')
   data = choose_data.labelled(choose_data.split(asked.data, 'config.recommend.data'))
+  known_data = {*frame['data_name'].astype(str)}
+  for source in data.values():
+    own_file = choose_data.kind(source) == 'path' and not source.startswith(('hf:', 'tfds:'))
+    if own_file and source not in known_data:
+      readers.require_file(source)
   part = select.canonical(config.data.select)
   names = [f'{name}+{part}' if part else name for name in data]
   try:
@@ -192,10 +198,11 @@ def lines(value: Mapping[str, Any]) -> list[str]:
     out.append('  '.join([row['data'].ljust(width), told, how, ', '.join(facts)]).rstrip())
   if sure := value['reliability']:
     out.append(
-      f'For the {sure["models"]:.0f} models of the table, each told from the others: rank '
-      f'correlation {sure["spearman"]:.2f}; training the first costs {sure["regret"]:.1f} points '
-      f'against the best, the best of the first three {sure["regret-3"]:.1f}, one at random '
-      f'{sure["random-regret"]:.1f}; {sure["cover"]:.0%} of intervals held.'
+      f'How far to trust it, by telling each of the {sure["models"]:.0f} models of the table from '
+      f'the others: the order is right to a rank correlation of {sure["spearman"]:.2f}; the data '
+      f'set told first is {sure["regret"]:.1f} points below the best one, the best of the first '
+      f'three {sure["regret-3"]:.1f}, one at random {sure["random-regret"]:.1f}; '
+      f'{sure["cover"]:.0%} of the intervals hold the truth.'
     )
   out.append('A race decides: --mode=choose.')
   return out

@@ -22,7 +22,7 @@ from sft_jax.execution.session import Session
 from sft_jax.train import loop
 from sft_jax.train.checkpoint import Checkpoints
 from sft_jax.train.state import TrainState
-from sft_jax.utils import log, peers, profile
+from sft_jax.utils import log, peers, profile, words
 from sft_jax.utils.errors import Diverged
 
 Tree = dict[str, Any]
@@ -235,8 +235,9 @@ class Driver:
       log.say(line)
     padded = self._loader.padded(0)[0]
     share = padded / (padded + self._loader.tokens(0)[0])
+    steps = words.count(run.total_steps, 'step')
     log.say(
-      f'{run.total_steps} steps of up to {run.spec.batch_size} examples, laid out in '
+      f'{steps} of up to {run.spec.batch_size} examples, laid out in '
       f'{micros} x {rows} {run.config.train.layout} rows of {length} tokens '
       f'({share:.0%} padding in the first)'
     )

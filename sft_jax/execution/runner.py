@@ -39,6 +39,7 @@ def run(config: Any, workdir: str) -> list[results.Row]:
       log.say(f'{workdir}: already done, nothing to do')
     about = {'workdir': workdir, 'format': config.export.format}
     about |= {'method': job.spec.method, 'base': job.spec.base, 'data': config.data.path}
+    about['weights'] = config.checkpoint.keep_weights
     for line in summary.lines(job.workdir, job.scoring.headline, about):
       log.say(line)
     return job.workdir.rows()

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets
 from sft_jax.data.formats import Record
+from sft_jax.evals import records
 from sft_jax.evals.benchmark import Services
 from sft_jax.evals.questions import Options, Wanted
 from sft_jax.evals.suite import BenchmarkTask
@@ -59,6 +60,7 @@ class Session:
     steps: Train steps made so far, by what is compiled into them and the shapes they serve.
     base_scores: What tasks found on a base, by base and task.
     base_records: By task, what an evaluation of the one base of all runs has found before.
+    base_place: Where those are read; '' where there are none.
     budgets: Items that a time pays for, by how tasks are asked.
   """
 
@@ -74,6 +76,7 @@ class Session:
     self.steps: dict[Hashable, TrainStep] = {}
     self.base_scores: dict[Hashable, Any] = {}
     self.base_records: Mapping[str, Sequence[dict[str, Any]]] = {}
+    self.base_place = ''
     self.budgets: dict[str, dict[str, Any]] = {}
     self._tasks: dict[Hashable, BenchmarkTask] = {}
     self._contaminated: dict[Hashable, list[bool]] = {}
@@ -87,6 +90,24 @@ class Session:
   def traces(self) -> int:
     """How often any train step was traced: the number of train programs."""
     return sum(step.traces for step in self.steps.values())
+
+  @classmethod
+  def of_files(cls, prepared_dir: str, base_place: str) -> 'Session':
+    """What another process shares of its session in files; `base_place` may be ''."""
+    out = cls(prepared_dir)
+    if base_place:
+      out.take_base(base_place)
+    return out
+
+  def take_base(self, place: str) -> records.Row:
+    """Lets runs take over what an evaluation of their one base found; returns that.
+
+    Raises:
+      UserError: see `records.read`.
+    """
+    row = records.read(place)
+    self.base_records, self.base_place = row.tasks, place
+    return row
 
   def model(
     self, path: str, cache_dir: str, max_length: int, name: str, mesh: Mesh

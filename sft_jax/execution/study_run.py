@@ -38,7 +38,8 @@ Entries = Iterable[Mapping[str, Any]]
 def run(config: Any, entries: Entries, workdir: str, session: Any = None) -> dict[str, Any]:
   """Works on a study until nothing is left that can be done here, and writes its tables.
 
-  A `Session` may be shared with other studies of this process, where Ray spreads none of them.
+  A `Session` may be shared with other studies of this process; where Ray spreads one, its workers
+  share what the session keeps in files: prepared data, and what was found of the base.
 
   Raises:
     UserError: bad input; or some runs were given up, which the tables say too.
@@ -51,7 +52,7 @@ def run(config: Any, entries: Entries, workdir: str, session: Any = None) -> dic
   on_ray = config.study.engine == 'ray'
   with loop.StopSignal(config.max_seconds) as stop:
     with stop.at_once():
-      study = expand(config, entries, _ray_backend(config) if on_ray else _backend(config))
+      study = expand(config, entries, backend_of(config))
       study_sizes.model_sizes(study.runs)  # Refuses what a base does not allow.
       if config.study.equal != 'none':
         cost.comparability(study, study_sizes.sizes(study))
@@ -59,7 +60,7 @@ def run(config: Any, entries: Entries, workdir: str, session: Any = None) -> dic
     log.say(f'study in {workdir}: {words.count(len(study.runs), "run")} in {cohorts}')
     try:
       if on_ray:
-        _spread(study, config, entries, workdir, stop)
+        _spread(study, config, entries, workdir, stop, session)
       else:
         _work(study, config, workdir, stop, config.study.wait, session)
     except Interrupted:
@@ -93,7 +94,7 @@ def plan_mode(
   if config.plan.topology:
     backend = topology.parse(config.plan.topology).chip.platform
   else:
-    backend = _ray_backend(config) if config.study.engine == 'ray' else _backend(config)
+    backend = backend_of(config)
   study = expand(config, entries, backend)
   place = StudyDirectory(workdir) if workdir else None
   sizes = study_sizes.sizes(study)
@@ -166,9 +167,17 @@ def _backend(config: Any) -> str:
   return mesh_lib.backend()
 
 
-def _ray_backend(config: Any) -> str:
-  """That of the workers: the process that starts them has perhaps no device, and takes none."""
-  return ray_engine.backend_of(ray_engine.resources_of(config.study.resources))
+def backend_of(config: Any) -> str:
+  """JAX's backend where the runs of a study are done.
+
+  Of Ray that of the workers: the process that starts them has perhaps no device, and takes none.
+
+  Raises:
+    UserError: bad resources.
+  """
+  if config.study.engine == 'ray':
+    return ray_engine.backend_of(ray_engine.resources_of(config.study.resources))
+  return _backend(config)
 
 
 def _files(study: plan.Study) -> list[str]:
@@ -222,14 +231,18 @@ def _spread(
   entries: Sequence[Mapping[str, Any]],
   workdir: str,
   stop: contract.Stop,
+  session: Any = None,
 ) -> None:
   """Works in a Ray cluster; this process only watches."""
   wanted = ray_engine.resources_of(config.study.resources)
-  place = StudyDirectory(workdir if io.is_remote(workdir) else os.path.abspath(workdir))
+  whole = lambda path: path if not path or io.is_remote(path) else os.path.abspath(path)
+  place = StudyDirectory(whole(workdir))
   record = engine.open_study(study, place.path, plan.compare_definitions, _files(study))
   stop_file = place.path / f'.stop-{uuid.uuid4().hex[:8]}'
   given = io.to_json({'config': config.to_dict(), 'entries': list(entries)})
   where = {'workdir': os.fspath(place.path), 'directory': os.getcwd(), 'stop': str(stop_file)}
+  if session is not None:
+    where |= {'prepared': whole(session.prepared_dir), 'base': whole(session.base_place)}
   work = ray_engine.Work(
     lambda patient: ray_worker(given, where, patient),
     left=lambda: len(_unsettled(place, record)),
@@ -262,9 +275,11 @@ def ray_worker(given: str, where: Mapping[str, str], patient: bool) -> dict[str,
 
   Args:
     given: JSON of the config and of the entries of its sweep.
-    where: {'workdir', 'directory' to be in, 'stop': file that tells to stop}.
+    where: {'workdir', 'directory' to be in, 'stop': file that tells to stop}; of a shared session
+      also 'prepared', where prepared data are, and 'base', an evaluation of the base or ''.
     patient: Whether to stay for cohorts that others are at.
   """
+  from sft_jax.execution.session import Session
   from sft_jax.train import loop
 
   log.setup_logging()
@@ -280,8 +295,9 @@ def ray_worker(given: str, where: Mapping[str, str], patient: bool) -> dict[str,
     if os.path.isdir(where['directory']):
       os.chdir(where['directory'])
     with loop.StopSignal() as stop, _stopped_by(epath.Path(where['stop']), stop):
+      session = Session.of_files(where['prepared'], where['base']) if 'prepared' in where else None
       study = expand(config, held['entries'], _backend(config))
-      _work(study, config, where['workdir'], stop, patient)
+      _work(study, config, where['workdir'], stop, patient, session)
   except Interrupted:
     return {'error': ''}
   except UserError as e:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from sft_jax.data import datasets, licences
+from sft_jax.data import datasets, licences, readers
 from sft_jax.execution import inputs
 from sft_jax.execution.program import check_shape
 from sft_jax.execution.session import DATA_FACTORS, Session
@@ -25,6 +25,8 @@ from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.study import cost, plan
 from sft_jax.utils import cards
 from sft_jax.utils.errors import UserError
+
+_HUBS = ('hf:', 'tfds:')
 
 
 def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
@@ -46,6 +48,8 @@ def sizes(study: plan.Study, prepared_dir: str = '') -> cost.Sizes:
   data: dict[str, cost.DataSize] = {}
   for run in study.runs:
     if not _at_hand(run):
+      with _naming(run):
+        _check_files(run)
       continue
     factors = (getattr(run.spec, name) for name in (*DATA_FACTORS, 'data_select'))
     key = (run.spec.base, run.config.data.dir, *factors)
@@ -141,10 +145,18 @@ def _at_hand(run: plan.Planned) -> bool:
   return _base_is_here(run.spec.base, run.config.cache_dir)
 
 
+def _check_files(run: plan.Planned) -> None:
+  """Refuses local data that are not there, where nothing else of the run can be read yet."""
+  rows = datasets.described(run.spec.data_name, run.spec.data_path, run.config.data.dir)
+  for row in rows.values():
+    if not row['path'].startswith((*_HUBS, 'builtin:')):
+      readers.require_file(row['path'])
+
+
 def _elsewhere(run: plan.Planned) -> list[str]:
   """Parts of a run's data that come from a hub."""
   rows = datasets.described(run.spec.data_name, run.spec.data_path, run.config.data.dir)
-  return [name for name, row in rows.items() if row['path'].startswith(('hf:', 'tfds:'))]
+  return [name for name, row in rows.items() if row['path'].startswith(_HUBS)]
 
 
 def _data_elsewhere(study: plan.Study) -> tuple[str, ...]:

@@ -21,11 +21,12 @@ def lines(workdir: Workdir, columns: Sequence[str], about: Mapping[str, str]) ->
   Args:
     workdir: The run's directory.
     columns: Score columns to show.
-    about: For the advice: `workdir`, export `format`, `method`, `base`, and `data` where they are a
-      path that the user gave.
+    about: For the advice: `workdir`, export `format`, `method`, `base`, `weights` that are kept,
+      and `data` where they are a path that the user gave.
   """
   rows = workdir.rows()
-  out = ['', *results.comparison(rows, columns)]
+  compared = results.comparison(rows, columns)
+  out = ['', *compared] if compared else []
   before, after = workdir.items(0, 'samples'), workdir.items(rows[-1]['step'], 'samples')
   for old, new in zip(before, after, strict=False):
     out += ['', *_side_by_side(old, new)]
@@ -52,6 +53,8 @@ def _side_by_side(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 def _advice(about: Mapping[str, str], kept: Sequence[str], events: bool) -> list[str]:
   workdir = about['workdir']
   out = [f'All of it is in {workdir}: {", ".join(kept)}.', 'Next:']
+  if about['weights'] != 'none':
+    out.append(f'  talk to both: python -m sft_jax.main --mode=chat --workdir={workdir}')
   if events:
     out.append(f'  tensorboard --logdir {workdir}')
   if about['format'] == 'delta':

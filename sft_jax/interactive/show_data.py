@@ -95,10 +95,13 @@ class View:
 
   def lines(self, colour: bool) -> list[str]:
     """For a terminal."""
-    told = 'dimmed: seen, not learnt' if colour else f'{"".join(_MARKS)}: learnt'
-    lines = [*self.about, told]
+    opened, closed = _MARKS
+    told = 'dimmed: only read; the rest' if colour else f'between {opened} and {closed}'
+    lines = [*self.about, f'legend       {told}: learnt (has a loss)']
     for shown in self.records:
       lines += ['', shown.head, shown.text(colour)]
+    if self.rows:
+      lines += ['', 'legend       |12─── example 12 among the records, empty: padding']
     for step, rows in enumerate(self.rows, 1):
       lines += ['', self._step(step, rows)]
       lines += [self._drawn(row) for row in rows]
@@ -131,7 +134,8 @@ class View:
   def _repr_html_(self) -> str:
     """For a notebook: each token in a box, what is learnt in green."""
     style = 'border:1px solid #8884;border-radius:3px;white-space:pre-wrap;font-family:monospace;'
-    lines = '\n'.join(html.escape(line) for line in self.about)
+    legend = 'legend       green: learnt (has a loss); faint: only read; ⏎: a new line'
+    lines = '\n'.join(html.escape(line) for line in (*self.about, legend))
     parts = [f'<pre style="overflow-x:auto;margin:0">{lines}</pre>']
     for shown in self.records:
       head = f'<b style="overflow-wrap:anywhere">{html.escape(shown.head)}</b>'

@@ -17,6 +17,7 @@ from sft_jax.utils.errors import UserError
 # nearly so.
 TOLERANCE = {'examples': 0.0, 'steps': 0.0, 'supervised': 0.05, 'flops': 0.05}
 _TOKENS = 'config.plan.tokens'
+_NO_TOKENS = f'data or tokenizer not here, and no {_TOKENS}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +262,7 @@ def _unknown(runs: Sequence[plan.Planned], sizes: Sizes, licence: Mapping[str, s
   return [
     *([f'sizes of {of(len(models), "model")}, such as {next(iter(models))}'] if models else []),
     *([f'the number of examples of {of(no_size)} (data.size is 0)'] if no_size else []),
-    *([f'the tokens of {of(no_tokens)} (no data here, and no {_TOKENS})'] if no_tokens else []),
+    *([f'the tokens of {of(no_tokens)} ({_NO_TOKENS})'] if no_tokens else []),
     *([f'the tokens of {of(assumed)}: as many as {_TOKENS} says'] if assumed > 0 else []),
     *(f'the licence of {name}' for name, text in licence.items() if not text),
   ]

@@ -87,21 +87,6 @@ def cost(value: Mapping[str, Any]) -> str:
   )
 
 
-def against_endpoint(value: Mapping[str, Any]) -> str:
-  """How the pick compares with the served model, in a sentence; '' without one."""
-  served = value['endpoint']
-  if served is None:
-    return ''
-  own = f'{served["name"]} is at {_interval(served["gain"])} points over the base.'
-  over = served['pick-over']
-  if over is None:
-    return own
-  how = 'not shown to differ from it'
-  if over['low'] > 0 or over['high'] < 0:
-    how = 'better than it' if over['low'] > 0 else 'worse than it'
-  return f'{own} The pick is {how}: {_interval(over)} points.'
-
-
 def _asked(value: Mapping[str, Any]) -> str:
   """What was to be improved, in a sentence."""
   guards = list(value['candidates'][0]['guards']) if value['candidates'] else []
@@ -112,7 +97,7 @@ def _asked(value: Mapping[str, Any]) -> str:
 
 
 def _sentences(value: Mapping[str, Any]) -> list[str]:
-  told = (cost(value), against_endpoint(value), _asked(value), _form(value))
+  told = (cost(value), _asked(value), _form(value))
   return [text for text in told if text]
 
 
@@ -150,6 +135,25 @@ def _cells(value: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _rows(value: Mapping[str, Any]) -> list[list[str]]:
+  """The table: every candidate, and the served model that is to be beaten."""
+  rows = [_cells(value, one) for one in value['candidates']]
+  if served := value['endpoint']:
+    rows.append([served['name'], _interval(served['gain']), *[''] * 5, _against(served)])
+  return rows
+
+
+def _against(served: Mapping[str, Any]) -> str:
+  """How the pick compares with the served model."""
+  over = served['pick-over']
+  if over is None:
+    return 'a served model, to be beaten'
+  how = 'not shown to differ from it'
+  if over['low'] > 0 or over['high'] < 0:
+    how = 'better than it' if over['low'] > 0 else 'worse than it'
+  return f'a served model; the pick is {how}: {_interval(over)}'
+
+
 def markdown(value: Mapping[str, Any]) -> str:
   """The decision as Markdown; takes what `write` writes as JSON."""
   clean = lambda cell: cell.replace('|', '\\|').replace('\n', ' ')
@@ -157,7 +161,7 @@ def markdown(value: Mapping[str, Any]) -> str:
   out = ['# Which data to train on', '', answer(value), '']
   out += [line for text in _sentences(value) for line in (text, '')]
   out += [row(_HEAD), row(['---'] * len(_HEAD))]
-  out += [row(_cells(value, one)) for one in value['candidates']]
+  out += map(row, _rows(value))
   out += ['', *(f'- {fact}' for fact in (*value['facts'], *value['steps']))]
   if value['command']:
     out += ['', 'To train it in full:', '', '```sh', value['command'], '```']
@@ -168,7 +172,7 @@ def html_page(value: Mapping[str, Any]) -> str:
   """The decision as a page that loads nothing; takes what `write` writes as JSON."""
   escape = html.escape
   cells = lambda row, tag: ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)
-  rows = ''.join(f'<tr>{cells(_cells(value, one), "td")}</tr>\n' for one in value['candidates'])
+  rows = ''.join(f'<tr>{cells(row, "td")}</tr>\n' for row in _rows(value))
   out = [
     f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{_VIEWPORT}',
     # Nothing is loaded and no script runs, whatever a model wrote.

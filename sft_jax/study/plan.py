@@ -63,8 +63,8 @@ class Planned:
     Args:
       examples: Training examples; 0 takes `data.size`, which dropped records may undercut.
     """
-    per_epoch = math.ceil((examples or self.spec.planned_size) / self.spec.batch_size)
-    return per_epoch, math.ceil(round(self.spec.epochs * per_epoch, 6))
+    known = examples or self.spec.planned_size
+    return spec_lib.steps(known, self.spec.batch_size, self.spec.epochs)
 
   def snapshots(self, examples: int = 0) -> list[float]:
     """Epochs of its snapshots, the untrained base not counted.

@@ -82,6 +82,7 @@ class Race:
     prior: Mapping[str, Prior] | None = None,
     unit: str = '',
     given: Callable[[float], float] = float,
+    exact: Callable[[Trial], float] | None = None,
   ):
     """Runs nothing.
 
@@ -95,6 +96,8 @@ class Race:
       prior: {candidate: expectation}; candidates without one may be anything.
       unit: Of the budget, for people.
       given: What people have to give for an amount to be left for runs.
+      exact: What a run that is about to be begun will cost; None where that is not to be told, and
+        what runs cost so far corrects what others are expected to.
 
     Raises:
       UserError: one candidate, or a budget that does not reach.
@@ -105,7 +108,7 @@ class Race:
       raise UserError('no rung given', 'config.choose.rungs', 'give at least the full size')
     self.arms, self.rungs, self.rules, self.field = list(arms), list(rungs), rules, field
     self.budget, self.prior, self._cost = budget, dict(prior or {}), cost
-    self.unit, self._given = unit, given
+    self.unit, self._given, self._exact = unit, given, exact
     self.state = dict.fromkeys(self.arms, RUNNING)
     self.evidence = Evidence(field, self.rungs, self.prior, rules.seed_sd)
     self.beaten_by: dict[Arm, Arm] = {}
@@ -131,8 +134,14 @@ class Race:
 
   def price(self, arms: Sequence[Arm], rung: int) -> float:
     """What the runs of these arms at a rung will cost, corrected by what runs cost so far."""
-    factor = self.spent / self._planned if self._planned else 1.0
+    factor = self.spent / self._planned if self._planned and self._exact is None else 1.0
     return factor * sum(self.rungs[rung].seeds * self._cost(arm, rung) for arm in arms)
+
+  def due(self, arm: Arm, rung: int) -> float:
+    """What the runs of an arm at a rung will cost, where they are about to be begun."""
+    if self._exact is None:
+      return self.price([arm], rung)
+    return sum(map(self._exact, self._trials(arm, rung)))
 
   def told(self, amount: float) -> str:
     """An amount of the budget's unit for people."""
@@ -245,18 +254,23 @@ class Race:
   def _affordable(self, rung: int) -> list[Arm]:
     """The best that fit; whoever does not fit is cut."""
     fits: list[Arm] = []
+    paid = 0.0
     for arm in self.evidence.ranked(self.live) if self.evidence.reached else self.live:
-      if self.price([*fits, arm], rung) > (self.budget - self.spent) * (1 + 1e-9):
+      price = self.due(arm, rung)
+      if paid + price > (self.budget - self.spent) * (1 + 1e-9):
         self.state[arm] = CUT
       else:
         fits.append(arm)
+        paid += price
     return fits
 
-  def _do(self, arms: Sequence[Arm], rung: int, evaluate: Evaluate) -> None:
+  def _trials(self, arm: Arm, rung: int) -> list[Trial]:
     # The same of a rung in every race, so that a candidate more runs only what is new.
     first = sum(before.seeds for before in self.rungs[:rung])
-    seeds = range(first, first + self.rungs[rung].seeds)
-    trials = [Trial(arm, rung, seed) for arm in arms for seed in seeds]
+    return [Trial(arm, rung, first + number) for number in range(self.rungs[rung].seeds)]
+
+  def _do(self, arms: Sequence[Arm], rung: int, evaluate: Evaluate) -> None:
+    trials = [trial for arm in arms for trial in self._trials(arm, rung)]
     done = evaluate(trials)
     # What costs nothing was done for another arm, or not at all: it tells nothing of prices.
     self._planned += sum(self._cost(trial.arm, rung) for trial, one in done.items() if one.cost)

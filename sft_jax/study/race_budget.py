@@ -19,7 +19,7 @@ from sft_jax.utils.errors import UserError
 SECONDS = 'seconds'
 UNITS = ('tokens', 'flops', 'examples')
 _TIMES = {'s': 1.0, 'm': 60.0, 'h': 3600.0, 'd': 86400.0}
-_NUMBER = r'(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)'
+_NUMBER = r'((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)'
 _HOW = "give a time such as 6h or 90m, or an amount such as '3e6 tokens', '1e17 flops'"
 
 

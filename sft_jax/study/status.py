@@ -1,19 +1,17 @@
 """How far a study is, read from its files alone, so from any machine and beside any work."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from sft_jax.study import archive
+from sft_jax.study import archive, one_run
 from sft_jax.study.directory import Json, StudyDirectory, StudyRecord
 from sft_jax.utils import io, lease, log, words
+from sft_jax.utils.errors import UserError
 from sft_jax.utils.transfer import as_size
 
-# A last line of metrics.jsonl is shorter, even of a large cohort.
-_TAIL_BYTES = 1 << 16
 _SHOWN_FAILURES = 20
 
 
@@ -85,12 +83,19 @@ def cohort_states(place: StudyDirectory, record: StudyRecord) -> list[CohortStat
 
 
 def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
-  """Lines for people, and the same as JSON.
+  """Lines for people, and the same as JSON; of a single run or an evaluation too.
 
   Raises:
-    UserError: no study is there, or it cannot be read.
+    UserError: nothing of the kind is there, or it cannot be read.
   """
   place = StudyDirectory(workdir)
+  with io.explain_unreadable(place.path):
+    single = not (place.path / 'study.json').exists()
+  if single and one_run.is_here(workdir):
+    return one_run.status(workdir)
+  if single:
+    how = 'give the --workdir of one'
+    raise UserError('no study, run or evaluation is here', os.fspath(workdir), how)
   record = place.record()
   states = cohort_states(place, record)
   failures = {
@@ -186,22 +191,8 @@ def _progress(
   if file.exists():
     held = io.read_json(file)
     return held['done'], held['total'], held['seconds-left']
-  return max((_last_step(place.run(run) / 'metrics.jsonl') for run in runs), default=0), 0, None
-
-
-def _last_step(path: epath.Path) -> int:
-  """Step of the last whole line of a run's metrics; 0 if there is none."""
-  if not path.exists():
-    return 0
-  with path.open('rb') as f:
-    f.seek(max(0, f.seek(0, os.SEEK_END) - _TAIL_BYTES))
-    lines = f.read().split(b'\n')[:-1]
-  for text in reversed(lines):
-    try:
-      return int(json.loads(text)['step'])
-    except (ValueError, KeyError, TypeError):
-      continue
-  return 0
+  steps = (one_run.last_step(place.run(run) / 'metrics.jsonl') for run in runs)
+  return max((line['step'] for line in steps if line), default=0), 0, None
 
 
 def _saved_step(place: StudyDirectory, key: str) -> int:
@@ -210,20 +201,7 @@ def _saved_step(place: StudyDirectory, key: str) -> int:
   turn = (part for part in parts if not all(place.settled(run) for run in part['runs']))
   if (part := next(turn, None)) is None:
     return 0
-  directory = place.cohort(key) / part['name'] / 'checkpoints'
-  if not directory.exists():
-    return 0
-  steps = (path for path in directory.iterdir() if path.name.isdigit())
-  return max((int(path.name) for path in steps if _is_whole(path)), default=0)
-
-
-def _is_whole(checkpoint: epath.Path) -> bool:
-  """Whether Orbax has committed it; a kill leaves some that never will be."""
-  try:
-    told = json.loads((checkpoint / '_CHECKPOINT_METADATA').read_text())
-    return bool(told['commit_timestamp_nsecs'])
-  except (OSError, ValueError, KeyError, TypeError):
-    return False
+  return one_run.saved_step(place.cohort(key) / part['name'] / 'checkpoints')
 
 
 def _attempts(place: StudyDirectory, key: str) -> Json:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 
 import numpy as np
@@ -155,6 +156,43 @@ def test_bad_settings(tmp_path):
   for values in ({'checks': 'base_copi'}, {'bootstrap': 3}):
     with pytest.raises(UserError, match=r'config\.report'):
       report.report(config(**values), str(tmp_path))
+
+
+MIX = 'mix:a,b'
+
+
+def demo(tmp_path):
+  """One model, two data sets and their mixture with LoRA, the mixture in full too; one score."""
+  head = 'model_name,data_name,lora,epoch,data_size,lr_strategy,em,em-n,' + ','.join(table.MAIN)
+  rows = ['m,pretrain,,0,0,,10,50', 'm,a,true,1,48,cosine,14,50', 'm,b,true,1,48,cosine,8,50']
+  rows += [f'm,"{MIX}",true,1,46,cosine,20,50', f'm,"{MIX}",false,1,46,cosine,17,50']
+  rows += [f'm,"{MIX}",false,1,500,cosine,90,50', 'm,all,false,1,48,cosine,91,50']
+  (tmp_path / 'results.csv').write_text(f'{head}\n' + '\n'.join(row + ',' * 12 for row in rows))
+
+
+def test_mixtures_like_the_single_data_sets_are_told_beside_them(tmp_path):
+  demo(tmp_path)
+  answers = report.analyse(table.read(tmp_path / 'results.csv'), resamples=200)['answers']
+  assert answers['Q1']['lora'] == {'a': {'em': 4.0}, 'b': {'em': -2.0}, MIX: {'em': 10.0}}
+  assert answers['Q1']['full'] == {MIX: {'em': 7.0}}
+  assert answers['Q5']['mixtures']['benchmarks']['em']['mean'] == -3.0
+  assert answers['Q5']['mixtures']['n'] == 1 and 'skipped' in answers['Q5']['core']
+  assert list(answers['Q3']['datasets']) == ['lora']  # Mixtures are like their parts.
+
+
+def test_the_terminal_has_findings_first_and_says_things_once(tmp_path, caplog, monkeypatch):
+  demo(tmp_path)
+  monkeypatch.setattr(logging.getLogger('sft_jax'), 'propagate', True)
+  with caplog.at_level('INFO', 'sft_jax'):
+    report.report(config(bootstrap=200), str(tmp_path))
+  first, *rest = caplog.messages
+  assert first.startswith('- Full fine-tuning, mean over benchmarks and models: ')
+  assert [line[:2] for line in rest[:3]] == ['- ', '- ', 'Q2']
+  assert not any('Q5' in line for line in rest)
+  page = (tmp_path / 'report' / 'index.html').read_text()
+  assert page.count('lucky as well as good') == 1
+  # What is empty is told once, and not by all its names.
+  assert page.count('mbpp-0shot') == 1 and 'and 6 more.' in page
 
 
 def test_doubled_columns_and_missing_meta_are_told(tmp_path):

@@ -13,8 +13,8 @@ from configs import base
 from sft_jax import config_file
 from sft_jax.decide import choose_mode, choose_run, choose_told, choose_wish
 from sft_jax.evals import loglik
-from sft_jax.study import choose, decision_page, race_budget
-from sft_jax.study.race import Race, Rules
+from sft_jax.study import choose, decision_page, race_budget, ray_engine
+from sft_jax.study.race import Race, Rules, Trial
 from sft_jax.study.race_data import Field, Observation, Scores
 from sft_jax.study.race_evidence import Arm, Rung
 from sft_jax.utils import io, log
@@ -76,7 +76,7 @@ def asked_of_base(monkeypatch):
   return count
 
 
-def test_a_race_of_real_runs(setting, tmp_path, asked_of_base, capsys):
+def test_a_race_of_real_runs(setting, tmp_path, asked_of_base, monkeypatch, capsys):
   workdir = tmp_path / 'race'
   with setting.unlocked():
     setting.max_seconds = 1e-3  # One step or task at a time.
@@ -113,19 +113,29 @@ def test_a_race_of_real_runs(setting, tmp_path, asked_of_base, capsys):
   with setting.unlocked():
     setting.choose.data += f',{third},{third}#10'
     setting.choose.budget = '2h'
+    setting.study.engine = 'ray'
+  spread = lambda work, *_: [work.worker(False)]
+  monkeypatch.setattr(ray_engine, 'spread', spread)
   with tiny.on_devices():
     again = sft_jax.choose(setting, workdir)
   after = rows_of(workdir)
   assert {'third', 'third#10'} < {one['candidate'] for one in again['candidates']}
   assert again['data']['third#10'] == {'source': str(third), 'examples': 10}
   assert before.items() <= after.items()
-  assert asked_of_base == [30 * 7 + 2], 'nor is the base asked again'
+  assert asked_of_base == [30 * 7 + 2], 'nor is the base asked again, by workers that Ray starts'
   own = [p for p in after if 'third' in (p.parent / 'config.json').read_text()]
   assert again['unit'] == 'seconds'
   # On 8 examples both sizes are the same runs.
   assert sum('rung-0' in str(path) for path in own) == 2
   held = json.loads((workdir / 'clock.json').read_text())['seconds']
   assert 0 < again['spent'] <= sum(held.values()) and again['spent'] < again['budget'] == 7200
+  # What a run costs in tokens is known before it, of each seed by itself.
+  trials = [Trial(Arm(name), 0, seed) for name in ('sums', 'third') for seed in (0, 1)]
+  with tiny.on_devices():
+    runs = choose_run.Runs(setting, wish(setting, budget='1e9 tokens'), str(workdir))
+    cost = {trial: one.cost for trial, one in runs.evaluate(trials).items()}
+    assert cost == {trial: runs.exact(trial) for trial in trials}
+  assert len(set(cost.values())) > 2
 
 
 def wish(setting, **changes):
@@ -155,6 +165,14 @@ def test_what_a_config_asks(setting, tmp_path):
 
 
 @pytest.mark.parametrize(
+  'text, least', [('-1', -1.0), ('-.5', -0.5), ('.5', 0.5), (' +2.', 2.0), ('-0.25', -0.25)]
+)
+def test_how_far_a_guard_may_fall(setting, text, least):
+  (found,) = wish(setting, guard=f'mmlu:ll>={text}').rules.guards.values()
+  assert found == least
+
+
+@pytest.mark.parametrize(
   'changes, words',
   [
     ({'data': ''}, 'no candidates given .config.choose.data'),
@@ -171,6 +189,7 @@ def test_what_a_config_asks(setting, tmp_path):
     ({'target': 'DIR/none.jsonl:2shot'}, 'no such file: .*none.jsonl .config.choose.target'),
     ({'target': 'perplexity'}, 'perplexity has no items to compare'),
     ({'guard': 'mmlu:ll'}, 'is no guard .config.choose.guard. — say how far'),
+    ({'guard': 'mmlu:ll>=.'}, 'is no guard'),
     ({'guard': 'DIR/mine.jsonl>=-1'}, 'is named twice .config.choose.target'),
     ({'budget': ''}, 'no budget given .config.choose.budget. — give a time'),
     ({'budget': '6 weeks'}, 'is no budget'),

@@ -100,6 +100,7 @@ def test_of_what_is_selected(table, tiny_files, tmp_path):
     ({'method': 'lora'}, 'no rows of that method'),
     ({'method': 'some'}, 'is no choice .config.recommend.method'),
     ({'data': 'a,a'}, 'a is named twice .config.recommend.data'),
+    ({'data': 'a,nowhere.jsonl'}, 'no such file .nowhere.jsonl'),
   ],
 )
 def test_bad_input(table, changes, words):

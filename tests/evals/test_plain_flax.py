@@ -1,5 +1,7 @@
 """A language model of the user's own, in plain Flax, on our benchmarks and through lm-eval."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from sft_jax.evals.files import LocalFiles
 from sft_jax.evals.model import Plain, Subject
 from sft_jax.evals.questions import Options
 from sft_jax.parallel import mesh as meshes
+from tests.conftest import REPOSITORY
 from tests.evals.tasks import choice_files
 from tests.models.conftest import tiny_tokenizer
 
@@ -69,6 +72,23 @@ def test_a_flax_model_is_scored_on_a_benchmark(own, files):
     alone = [loglikelihood(model, question.ids, more) for more in question.continuations]
     np.testing.assert_allclose(record['logprobs'], alone, atol=2e-4)
     assert record['scores']['acc'] == (int(np.argmax(alone)) == question.item.fields['gold'])
+
+
+def test_what_the_readme_says_of_a_flax_model(own, files, tmp_path):
+  """Its lines, with a model, a tokenizer and a directory in place of the reader's."""
+  model, subject, tokenizer = own
+  choice_files.write(tmp_path)
+  (code,) = [
+    block
+    for block in re.findall(r'```python\n(.*?)```', (REPOSITORY / 'README.md').read_text(), re.S)
+    if 'Plain(' in block
+  ]
+  given = {'model': model, 'tokenizer': tokenizer, 'vocab_size': len(tokenizer)}
+  names = {**given, 'max_length': WINDOW}
+  exec(code.replace("'DIR'", repr(str(tmp_path))), names)
+  options = Options(tokenizer, 'raw', [tokenizer.eos_token_id], WINDOW)
+  ours = suite.BenchmarkTask(benchmarks.parse('arc_easy:ll'), files, options)
+  assert names['scores'] == ours.run(subject, Answers())
 
 
 def test_a_flax_model_writes(own, files):

@@ -58,6 +58,18 @@ def test_what_is_not_here_is_left_unknown(config):
   assert any('config.plan.tokens' in line for line in unknown)
 
 
+@pytest.mark.parametrize(
+  'data',
+  [
+    {'data.path': 'nowhere.jsonl'},
+    {'data.path': '', 'data.name': 'mix:lima,nowhere.jsonl'},
+  ],
+)
+def test_a_local_file_is_looked_for_where_the_base_is_elsewhere(config, data):
+  with pytest.raises(UserError, match=r'no such file \(nowhere.jsonl; run '):
+    known(config(), ({'model.path': 'none/such'} | data,))
+
+
 def test_what_would_be_downloaded(config, tmp_path, monkeypatch):
   monkeypatch.setattr(hub, 'cache', lambda: tmp_path)
   mistral = 'mistralai/Mistral-7B-v0.1'

@@ -65,13 +65,16 @@ def test_a_terminal_dims_and_a_file_brackets(settings, view, monkeypatch, capsys
   told = show_data.show(settings)
   plain = capsys.readouterr().out
   assert '\x1b' not in plain and f'{seen[1]}⟦{learnt[1]}⟧' in plain
+  legends = [line for line in plain.splitlines() if line.startswith('legend ')]
+  assert len(legends) == 2 and 'between ⟦ and ⟧: learnt' in legends[0] and 'padding' in legends[1]
   assert first.head in plain and 'records      ' in plain, 'the audit is told too'
   assert json.loads(json.dumps(told))['records'][0]['ids'] == list(first.ids)
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
   monkeypatch.setenv('TERM', 'xterm')
   monkeypatch.delenv('NO_COLOR', raising=False)
   show_data.show(settings)
-  assert f'\x1b[2m{seen[1]}\x1b[0m{learnt[1]}' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert f'\x1b[2m{seen[1]}\x1b[0m{learnt[1]}' in said and 'dimmed: only read' in said
   monkeypatch.setenv('NO_COLOR', '1')
   show_data.show(settings)
   assert '\x1b' not in capsys.readouterr().out

@@ -106,7 +106,7 @@ def test_what_is_unknown_is_said():
   assert got.unknown == (
     'sizes of 1 model, such as org/other',
     'the number of examples of 2 runs (data.size is 0)',
-    'the tokens of 2 runs (no data here, and no config.plan.tokens)',
+    'the tokens of 2 runs (data or tokenizer not here, and no config.plan.tokens)',
     'the licence of data lima',
   )
   assert got.snapshots == 20

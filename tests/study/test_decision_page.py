@@ -43,8 +43,9 @@ def test_three_files_say_the_same(tmp_path):
   assert held['pick']['candidate'] == '<best>' and held['decision'] == 'winner'
   one = held['candidates'][0]['gain']
   assert f'{one["mean"]:+.1f} ({one["low"]:+.1f} to {one["high"]:+.1f})' in markdown
-  served = 'live@here is at +2.0 (+1.0 to +3.0) points over the base. The pick is better than it'
-  assert served in text and served in markdown
+  served = 'a served model; the pick is better than it: +10.0 (+8.0 to +12.0)'
+  assert f'| live@here | +2.0 (+1.0 to +3.0) |  |  |  |  |  | {served} |' in markdown
+  assert f'<td>live@here</td><td>+2.0 (+1.0 to +3.0)</td>{"<td></td>" * 5}<td>{served}</td>' in text
   base = 'The base: org/base (licence: Gemma terms of use)'
   for said in ('apache-2.0', 'not stated', base, 'GPU hours', 'sft_jax.main'):
     assert said in text and said in markdown

@@ -17,6 +17,7 @@ from sft_jax.utils.errors import UserError
     ('6h', 21600.0, 'seconds'),
     (' 90 m ', 5400.0, 'seconds'),
     ('2d', 172800.0, 'seconds'),
+    ('.5h', 1800.0, 'seconds'),
     ('3e6 tokens', 3e6, 'tokens'),
     ('1.5E17FLOPs', 1.5e17, 'flops'),
     ('20000 examples', 2e4, 'examples'),

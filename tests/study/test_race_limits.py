@@ -100,6 +100,24 @@ def test_whoever_is_left_alone_by_leaks_is_no_matter_of_the_budget():
   assert one.live == [Arm('b')]
 
 
+@pytest.mark.parametrize('longer', [0.8, 1.25])
+def test_the_budget_is_kept_where_runs_are_longer_than_the_mean(longer):
+  """What the first rung draws is short and what later ones draw long, or the other way about."""
+  world = clear()
+  exact = lambda trial: world.costs[trial.rung] * (longer if trial.rung else 1 / longer)
+
+  def evaluate(trials):
+    found = world.evaluate(trials)
+    return {t: Observation(one.scores, exact(t)) for t, one in found.items()}
+
+  for budget in range(76, 300, 7):
+    world.trials.clear()
+    one = race(world, float(budget))
+    one = Race(one.arms, one.rungs, one.rules, one.field, budget, one._cost, exact=exact)
+    one.run(evaluate)
+    assert one.spent == pytest.approx(sum(map(exact, world.trials))) and one.spent <= budget
+
+
 def test_a_prior_that_is_sure_of_one_is_no_matter_of_the_budget():
   prior = {'best': Prior(20.0, 0.1), 'fair': Prior(0.0, 0.1), 'bad': Prior(0.0, 0.1)}
   assert len(race(clear(), 1e4, prior=prior).live) >= 2

@@ -118,5 +118,5 @@ def test_a_dead_process_of_this_machine_is_nobody(workdir):
 
 
 def test_no_study(tmp_path):
-  with pytest.raises(UserError, match='no study here'):
+  with pytest.raises(UserError, match='no study, run or evaluation is here'):
     status.status(tmp_path)

@@ -17,3 +17,8 @@ from sft_jax.utils import words
 )
 def test_count(number, nouns, text):
   assert words.count(number, *nouns) == text
+
+
+def test_listed():
+  assert words.listed(['a', 'b', 'c'], 2) == 'a, b, c'
+  assert words.listed(['a', 'b', 'c', 'd'], 2) == 'a, b and 2 more' and words.listed([]) == ''
