@@ -16,12 +16,12 @@ from sft_jax.decide.choose_run import Runs
 from sft_jax.decide.choose_told import Outcome
 from sft_jax.decide.choose_wish import Wish
 from sft_jax.evals import core, served
-from sft_jax.study import choose, decision_page, race_budget
+from sft_jax.study import choose, contents, decision_page, race_budget
 from sft_jax.study.race import Race, Rules
 from sft_jax.study.race_data import Field
 from sft_jax.study.race_evidence import Arm, Prior
 from sft_jax.train import loop
-from sft_jax.utils import log, select
+from sft_jax.utils import io, log, select
 from sft_jax.utils.errors import UserError
 
 
@@ -64,6 +64,7 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
     Interrupted: stopped; the same call continues.
   """
   runs = Runs(config, wish, workdir)
+  _check_files(config, wish, workdir)
   for name, about in runs.candidates.items():
     for text in about.warnings:
       log.warn(f'{name} {text}')
@@ -220,9 +221,7 @@ def _numbers(text: str, number: Callable[[str], Any], where: str) -> list[Any]:
 
 def _refuse_same(data: Mapping[str, str], tasks: Sequence[str]) -> None:
   """Raises UserError where a candidate is the file of a target or guard."""
-  files = {
-    os.path.realpath(re.sub(r':\d+shot$', '', task.removeprefix('custom:'))) for task in tasks
-  }
+  files = {os.path.realpath(_file(task)) for task in tasks}
   for one in data.values():
     parts = [one]
     if choose_data.kind(one) == 'name':
@@ -230,6 +229,25 @@ def _refuse_same(data: Mapping[str, str], tasks: Sequence[str]) -> None:
     for part in parts:
       if os.path.exists(part) and os.path.realpath(part) in files:
         raise UserError('a target is training data too', one, 'keep them apart')
+
+
+def _check_files(config: Any, wish: Wish, workdir: str) -> None:
+  """Raises UserError where a file of a candidate, target or guard is not what it was before."""
+  paths = {_file(task) for task in (*wish.rules.targets, *wish.rules.guards)}
+  for one in wish.data.values():
+    given = ('', one) if choose_data.kind(one) == 'path' else (one, '')
+    rows = datasets.described(*given, config.data.dir)
+    paths |= {row['path'].removeprefix('hf:') for row in rows.values()}
+  file = os.path.join(workdir, 'files.json')
+  before = io.read_json(file) if os.path.exists(file) else {}
+  now = contents.file_digests(path for path in paths if os.path.exists(path))
+  contents.check_files(before, now)
+  if not now.keys() <= before.keys():
+    io.write_json_atomic(file, before | now)
+
+
+def _file(task: str) -> str:
+  return re.sub(r':\d+shot$', '', task.removeprefix('custom:'))
 
 
 def _prior(config: Any, data: Mapping[str, str], targets: Sequence[str]) -> dict[str, Prior]:

@@ -136,6 +136,13 @@ def test_a_race_of_real_runs(setting, tmp_path, asked_of_base, monkeypatch, caps
     cost = {trial: one.cost for trial, one in runs.evaluate(trials).items()}
     assert cost == {trial: runs.exact(trial) for trial in trials}
   assert len(set(cost.values())) > 2
+  # What was measured is of other questions, or of other data, than these.
+  for name in ('mine.jsonl', 'sums.jsonl'):
+    kept = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(kept.replace('1', '2'))
+    with tiny.on_devices(), pytest.raises(UserError, match=f'has changed since.*{name}'):
+      sft_jax.choose(setting, workdir)
+    (tmp_path / name).write_text(kept)
 
 
 def wish(setting, **changes):

@@ -139,3 +139,10 @@ def test_seeds_that_were_not_measured_are_told():
   one = Race(arms, [Rung('full', 1)], rules, field, 9.0, lambda *_: 1.0)
   told = 'no candidate was trained with two seeds: .* taken to be 1.5 points'
   assert any(re.match(told, fact) for fact in choose.choose(one, world.evaluate).shared)
+
+
+def test_a_guard_of_one_item_is_told():
+  scores = Scores(('x',), np.array([0.0]))
+  base = Observation({TASK: Scores(tuple('ab'), np.array([0.0, 100.0])), 'guard': scores})
+  with pytest.raises(UserError, match='one item decides nothing .guard.'):
+    Field(base, {TASK: 1.0}, {}, most_leak=0.1, ability_only=True)
