@@ -88,7 +88,7 @@ class Field:
     total = sum(targets.values())
     self.targets = {task: weight / total for task, weight in targets.items()}
     self._base, self._ability_only = base, ability_only
-    for task in self.targets | base.scores:
+    for task in {**self.targets, **base.scores}:
       self._check(task)
     self.leaks = {
       candidate: {task: self._leak(task, ids, most_leak) for task, ids in tasks.items() if ids}

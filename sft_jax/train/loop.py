@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from sft_jax.train import orbax_io
 from sft_jax.utils import chips, log, peers
 from sft_jax.utils.errors import Diverged, Interrupted, OutOfMemory
 
@@ -257,6 +258,7 @@ def train(
   pending: Mapping[str, Any] | None = None
   shapes: dict[str, str] = {}
   agreement = peers.Agreement()
+  orbax_io.load()
 
   while True:
     stopping, overdue = agreement(stop.requested, checkpoints.overdue(), done)

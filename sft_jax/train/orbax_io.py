@@ -27,6 +27,15 @@ class _Keep:
     return [info.step in kept for info in checkpoints]
 
 
+def load() -> None:
+  """Imports Orbax now, which brings in parts of jax that have settings of their own.
+
+  From jax 0.12 on they are part of what programs are known by: one that was traced before the first
+  save would be traced again after it.
+  """
+  import orbax.checkpoint  # noqa: F401
+
+
 def manager(
   directory: epath.Path, choose: Callable[[Sequence[int]], Sequence[int | None]], read_only: bool
 ) -> Any:

@@ -139,7 +139,7 @@ def test_a_race_of_real_runs(setting, tmp_path, asked_of_base, monkeypatch, caps
   # What was measured is of other questions, or of other data, than these.
   for name in ('mine.jsonl', 'sums.jsonl'):
     kept = (tmp_path / name).read_text()
-    (tmp_path / name).write_text(kept.replace('1', '2'))
+    (tmp_path / name).write_text(kept.replace('how much', 'how many'))
     with tiny.on_devices(), pytest.raises(UserError, match=f'has changed since.*{name}'):
       sft_jax.choose(setting, workdir)
     (tmp_path / name).write_text(kept)

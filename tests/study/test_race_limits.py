@@ -144,5 +144,5 @@ def test_seeds_that_were_not_measured_are_told():
 def test_a_guard_of_one_item_is_told():
   scores = Scores(('x',), np.array([0.0]))
   base = Observation({TASK: Scores(tuple('ab'), np.array([0.0, 100.0])), 'guard': scores})
-  with pytest.raises(UserError, match='one item decides nothing .guard.'):
+  with pytest.raises(UserError, match=r'one item decides nothing .guard.'):
     Field(base, {TASK: 1.0}, {}, most_leak=0.1, ability_only=True)
