@@ -215,13 +215,16 @@ def scores(items: Sequence[Mapping[str, Any]]) -> Scores:
   """Per-item records of one task (see `evals/stats.py`) as scores in points.
 
   Raises:
-    UserError: an item that was not graded.
+    UserError: an item that was not graded, or whose score is no number.
   """
   about = items[0]['about']
   if lost := [item['id'] for item in items if item.get('missing')]:
     raise UserError(f'item {lost[0]} was not graded', about['task'], 'evaluate it again')
   scale = 100.0 if about['percent'] else 1.0
   values = np.array([item['scores'][about['measures'][0]] for item in items], np.float64) * scale
+  if len(bad := np.flatnonzero(~np.isfinite(values))):
+    what = f'item {items[bad[0]]["id"]} has a score that is no number'
+    raise UserError(what, about['task'], 'mend what grades it, and evaluate it again')
   written = any('output' in item for item in items)
   extracted = np.array([item['extracted'] is not None for item in items]) if written else None
   weights = None

@@ -33,6 +33,8 @@ def test_records_become_scores():
   assert np.allclose(found.weights, [0.25, 0.25, 0.5])
   with pytest.raises(UserError, match='item b was not graded'):
     choose_data.scores([item('a', 1.0), item('b', 0.0, missing=True)])
+  with pytest.raises(UserError, match='item b has a score that is no number'):
+    choose_data.scores([item('a', 1.0), item('b', float('nan'))])
 
 
 @pytest.mark.parametrize(
