@@ -50,7 +50,8 @@ def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
   elif grafts.exists():
     state, told = 'done', f'see {grafts}'
   else:
-    state = 'unfinished' if lease.holder(place / 'lease.json') is None else 'running'
+    holder = lease.holder(place / 'lease.json')
+    state = 'running' if holder is not None and not holder['expired'] else 'unfinished'
     told = 'no row yet; what was answered is kept for the same command'
   value = {'workdir': name, 'kind': 'evaluation', 'tasks': tasks, 'state': state}
   return [f'an evaluation: {config["model"]["path"]} on {tasks}', f'{state:<12}{told}'], value
