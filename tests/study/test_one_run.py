@@ -79,11 +79,15 @@ def test_a_run_of_a_study_names_it(run, tmp_path):
   assert lines[1] == 'unfinished  step 0' and lines[-1].endswith('tells of them all')
 
 
-def test_an_evaluation(tmp_path):
+def test_an_evaluation(tmp_path, monkeypatch):
   place = tmp_path / 'e'
   begin(place, evaluated={})
   lines, value = status.status(place)
   assert lines[0] == 'an evaluation: org/model on gsm8k:4shot' and value['state'] == 'unfinished'
+  with lease.Lease(place / 'lease.json'):
+    assert status.status(place)[1]['state'] == 'running'
+  monkeypatch.setattr(lease, 'holder', lambda _: {'expired': True})
+  assert status.status(place)[1]['state'] == 'unfinished', 'its process was killed'
   (place / 'rows.jsonl').write_text(json.dumps({'step': 0, 'gsm8k-4shot': 4.0}) + '\n')
   assert status.status(place)[0][1] == 'done        gsm8k-4shot 4.00'
 
