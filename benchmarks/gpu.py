@@ -64,6 +64,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add('--only', default=','.join(gpu_shapes.PARTS), help=f'of: {", ".join(gpu_shapes.PARTS)}')
   add('--minutes', type=float, default=8.0, help='what does not fit is listed as not run')
   add('--rounds', type=int, default=3, help='most rounds of parts with two sides')
+  add('--profile', action='store_true', help='tell which kernels took the time of our programs')
   add('--out', default='', help='write OUT.json and OUT.md')
   args = parser.parse_args(argv)
   args.only = [part for part in args.only.split(',') if part]
@@ -207,6 +208,7 @@ def measure(
     for side in sides:
       told = gpu_shapes.task(part, side, not gpu, kind and f'{kind}:1')
       told['ceilings'] = {name: chip[name] for name in ('matmul', 'copy')}
+      told['profile'] = args.profile and side == 'ours' and part not in found['parts']
       say(f'{part}, {side}')
       one = processes.run(told, min(BUDGET, clock.left()))
       reports = found['parts'].setdefault(part, {}).setdefault(side, [])
@@ -226,16 +228,16 @@ def _turns(
   args: argparse.Namespace, found: Report, clock: Clock, peers: bool
 ) -> Iterator[tuple[str, list[str]]]:
   """Parts with the sides that are next; who is left out is told in `found`."""
-  for part in args.only:
-    sides = ['ours', 'peer'] if 'peer' in gpu_shapes.PARTS[part] else ['ours']
-    if 'peer' in sides and not peers:
-      found['left-out'][f'{part}, peer'] = 'torch, transformers or peft is not installed'
-      sides.remove('peer')
-    for side in sides:
-      if clock.left() < (LEAST if found['gpu'] else 0):
-        found['left-out'][f'{part}, {side}'] = 'no time was left'
-      else:
-        yield part, [side]
+  has_peer = [part for part in args.only if 'peer' in gpu_shapes.PARTS[part]]
+  if not peers:
+    why = 'torch, transformers or peft is not installed'
+    found['left-out'] |= {f'{part}, peer': why for part in has_peer}
+    has_peer = []
+  for part, side in [(part, 'ours') for part in args.only] + [(part, 'peer') for part in has_peer]:
+    if clock.left() < (LEAST if found['gpu'] else 0):
+      found['left-out'][f'{part}, {side}'] = 'no time was left'
+    else:
+      yield part, [side]
   for turn in range(1, args.rounds if found['gpu'] else 1):
     for part, sides in found['parts'].items():
       last = {side: reports[-1] for side, reports in sides.items()}

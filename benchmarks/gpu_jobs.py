@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import gpu_shapes
+from benchmarks import gpu_profile, gpu_shapes
 from sft_jax.ahead import estimate
 from sft_jax.ahead import setting as setting_lib
 from sft_jax.ahead.setting import Setting
 from sft_jax.data import pack
-from sft_jax.evals import generation, layout, loglik
+from sft_jax.evals import caches, generation, layout, loglik
 from sft_jax.evals import model as eval_model
 from sft_jax.interactive import doctor_bench
 from sft_jax.models import hf
@@ -108,7 +108,7 @@ class Training:
   def bytes(self) -> float | None:
     """What the compiler says of memory; None where a kept program does not tell."""
     stats = self.program.memory_analysis()
-    if stats is None:
+    if not (stats and stats.peak_memory_in_bytes):
       return None
     return float(stats.peak_memory_in_bytes + stats.generated_code_size_in_bytes)
 
@@ -215,7 +215,10 @@ def train(told: Mapping[str, Any], tell: Tell) -> None:
   """A step of one run."""
   run, report = _running(told)
   seconds = [run.steps(_STEPS) for _ in range(_ROUNDS)]
-  tell(report | {'seconds': {'step': seconds}, 'losses': run.losses})
+  report |= {'seconds': {'step': seconds}, 'losses': run.losses}
+  tell(report)
+  if told.get('profile'):
+    tell(report | {'kernels': {'step': gpu_profile.kernels(lambda: run.steps(1))}})
 
 
 def cohort(told: Mapping[str, Any], tell: Tell) -> None:
@@ -232,6 +235,12 @@ def cohort(told: Mapping[str, Any], tell: Tell) -> None:
     # Runs of one shape take equally long: a few of them tell.
     seconds['sequence'].append(runs * alone.steps(4 * steps))
     tell(report | {'seconds': seconds, 'losses': together.losses})
+  if told.get('profile'):
+    spent = {
+      'step': gpu_profile.kernels(lambda: together.steps(1)),
+      'sequence': gpu_profile.kernels(lambda: alone.steps(1)),
+    }
+    tell(report | {'seconds': seconds, 'losses': together.losses, 'kernels': spent})
 
 
 def _subject(told: Mapping[str, Any]) -> tuple[Setting, eval_model.Subject]:
@@ -266,7 +275,10 @@ def score(told: Mapping[str, Any], tell: Tell) -> None:
     began = time.perf_counter()
     loglik.score(subject, asked)
     seconds.append(time.perf_counter() - began)
-  tell(report | {'seconds': {'pass': seconds}, **_peak()})
+  report |= {'seconds': {'pass': seconds}, **_peak()}
+  tell(report)
+  if told.get('profile'):
+    tell(report | {'kernels': {'pass': gpu_profile.kernels(lambda: loglik.score(subject, asked))}})
 
 
 def decode(told: Mapping[str, Any], tell: Tell) -> None:
@@ -280,7 +292,8 @@ def decode(told: Mapping[str, Any], tell: Tell) -> None:
     0, cfg.vocab_size, (max(told['batches']), told['prompt'])
   )
   for size in told['batches']:
-    engine = generation.Engine(subject, lambda prompt, new: '', (), slots=size)
+    slots = max(size, caches.FEWEST)
+    engine = generation.Engine(subject, lambda prompt, new: '', (), slots=slots)
 
     def write(new: int, engine: Any = engine, size: int = size) -> float:
       asked = [generation.Request(prompt.tolist(), new) for prompt in prompts[:size]]
@@ -302,6 +315,10 @@ def decode(told: Mapping[str, Any], tell: Tell) -> None:
     report['plan-seconds'][name] = gpu_shapes.planned(one, {}, **changes)['decode']
     report['peak-bytes'][name] = _peak()['peak-bytes']
     tell(report)
+    if told.get('profile'):
+      spent = gpu_profile.kernels(lambda write=write: write(few))
+      report.setdefault('kernels', {})[name] = spent
+      tell(report)
 
 
 def _peak() -> Report:

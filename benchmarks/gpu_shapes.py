@@ -62,6 +62,16 @@ PARTS: dict[str, dict[str, Any]] = {
     'peer': _PEER,
     'rows': 4,
   },
+  'decode': {
+    'kind': 'decode',
+    'about': 'greedy decoding of Llama-3-8B in bf16 from prompts of 128 tokens: a step, as the '
+    'difference between 96 and 32 new tokens',
+    'model': LLAMA3,
+    'batches': (1, 32, 128),
+    'prompt': 128,
+    'new': (32, 96),
+    'peer': True,
+  },
   'lora-cut': {
     'kind': 'train',
     'about': 'LoRA (r 8, all linear maps) of the same 8 layers, bf16 base',
@@ -86,16 +96,6 @@ PARTS: dict[str, dict[str, Any]] = {
     'peer': ((1, False),),
     'rows': 1,
     'repeats': 20,
-  },
-  'decode': {
-    'kind': 'decode',
-    'about': 'greedy decoding of Llama-3-8B in bf16 from prompts of 128 tokens: a step, as the '
-    'difference between 96 and 32 new tokens',
-    'model': LLAMA3,
-    'batches': (1, 32, 128),
-    'prompt': 128,
-    'new': (32, 96),
-    'peer': True,
   },
   'lora': {
     'kind': 'train',
@@ -197,8 +197,9 @@ def setting(told: Mapping[str, Any], attempt: tuple[int, str, str], runs: int = 
   chips = topology.parse(told['topology'] or 'h100:1')
   cfg, length = ModelConfig.from_hf(told['raw']), told.get('length', 512)
   filled, chunk = rows // runs, told.get('chunk', 512)
+  documents = told.get('documents', 0)
   return Setting(
-    cfg, spec, chips, (1, 1, 1), runs, rows, 1, filled, length, remat, chunk, attention
+    cfg, spec, chips, (1, 1, 1), runs, rows, 1, filled, length, remat, chunk, attention, documents
   )
 
 
@@ -273,16 +274,19 @@ def compiled_bytes(told: Mapping[str, Any], attempt: tuple[int, str, str]) -> di
   """What the plan says of memory when it compiles for the chip; needs no chip, but its compiler."""
   from configs import base
   from sft_jax.ahead import compiled
+  from sft_jax.evals import caches
   from sft_jax.parallel import topology
 
-  one = setting(told, attempt)
+  # How many documents rows have is known where the data are, not where a study is planned.
+  one = setting({**told, 'documents': 0}, attempt)
   if why := topology.unable(one.topology):
     return {'failed': why}
   if told['kind'] == 'score':
     tokens = base.get_config().eval.tokens_per_batch
     program = compiled.score(one, max(1, tokens // compiled.loglik.ROW))
   elif told['kind'] == 'decode':
-    program = compiled.decode(one, max(told['batches']), room(told))
+    most = room(told)
+    program = compiled.decode(one, max(told['batches']), most, before=caches.smaller(most))
   else:
     program = compiled.train(one)
   return {'bytes': program.peak, 'refused': program.refused}

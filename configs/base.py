@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
   config.train.seeds.dropout = 42
   config.train.remat = 'auto'  # auto | none | dots | full | offload: what layers recompute.
   # auto | xla | splash (TPU) | cudnn (GPU): plain attention is taken where a kernel does not suit.
-  config.train.attention = 'auto'  # auto: splash on TPUs, else xla.
+  config.train.attention = 'auto'  # auto: splash on TPUs, cudnn on GPUs, else xla.
   config.train.loss_chunk = 0  # Supervised positions a row per chunk of the loss; 0 chooses.
   config.train.layout = 'packed'  # packed | padded; the update is the same.
   config.train.row_length = 0  # Tokens a packed row; 0 chooses.

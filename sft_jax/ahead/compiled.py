@@ -83,7 +83,7 @@ def score(setting: Setting, rows: int = 0, length: int = loglik.ROW) -> Program:
   return _compile(lowered, kinds, [math.ceil(rows // setting.shards * length / chunk)], setting)
 
 
-def decode(setting: Setting, texts: int, room: int, steps: int = 8) -> Program:
+def decode(setting: Setting, texts: int, room: int, steps: int = 8, before: int = 0) -> Program:
   """Writing of `texts` answers at once, each with room for so many tokens.
 
   Args:
@@ -91,6 +91,7 @@ def decode(setting: Setting, texts: int, room: int, steps: int = 8) -> Program:
     texts: Of each run; rounded up so that chips divide them.
     room: Tokens of each, prompt included.
     steps: Tokens between two looks at the text.
+    before: Tokens of each that there was room for before caches grew, which takes both.
   """
   subject = _subject(setting)
   texts = -(-texts // setting.shards) * setting.shards
@@ -118,7 +119,9 @@ def decode(setting: Setting, texts: int, room: int, steps: int = 8) -> Program:
     'cache': setting_lib.shard_bytes(cache),
     'logits': logits * setting.cfg.vocab_size / setting.mesh[2],
   }
-  return _compile(lowered, kinds, [], setting)
+  program = _compile(lowered, kinds, [], setting)
+  growing = kinds['parameters'] + kinds['cache'] * (1 + before / room)
+  return dataclasses.replace(program, peak=max(program.peak, growing if before else 0.0))
 
 
 def _subject(setting: Setting) -> eval_model.Subject:

@@ -11,6 +11,7 @@ from typing import Any
 from sft_jax import spec as spec_lib
 from sft_jax.ahead import compiled, estimate, evaluation, search
 from sft_jax.ahead.setting import Setting
+from sft_jax.evals import caches
 from sft_jax.models import published, source
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as mesh_lib
@@ -240,7 +241,9 @@ def _planned(part: Part, config: Any, compiles: bool) -> Planned:
     if config.plan.evaluation:
       rows = config.eval.tokens_per_batch // compiled.loglik.ROW
       evals['score'] = compiled.score(setting, max(1, rows // setting.shards) * setting.shards)
-      evals['decode'] = compiled.decode(setting, config.eval.slots, config.plan.room)
+      room = config.plan.room
+      before = caches.smaller(room)
+      evals['decode'] = compiled.decode(setting, config.eval.slots, room, before=before)
   collectives = program.collectives if program and not program.refused else None
   bound = roofline.bound(estimate.work(setting, collectives), setting.topology)
   out = Planned(part, program, evals, bound, kinds, [], {})

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sft_jax import spec as spec_lib
 from sft_jax.data import pack
-from sft_jax.models import attention, families, hf, lora, quantize
+from sft_jax.models import families, fused_attention, hf, lora, quantize
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.parallel import rules, topology
@@ -45,6 +45,7 @@ class Setting:
     remat: A name of `decoder.REMAT_POLICIES`.
     chunk: Positions of each shard whose logits exist at a time.
     attention: As `config.train.attention`.
+    documents: As `step.Settings` has it.
   """
 
   cfg: ModelConfig
@@ -59,13 +60,15 @@ class Setting:
   remat: str
   chunk: int = 512
   attention: str = 'auto'
+  documents: int = 0
 
   @property
   def fused(self) -> bool:
     """Whether a kernel attends, which keeps no scores and leaves future ones out."""
     dtype = jnp.dtype(self.spec.compute_dtype)
     platform = {'cuda': 'gpu'}.get(self.topology.chip.platform, self.topology.chip.platform)
-    return attention.choose(self.attention, self.cfg, self.length, platform, dtype) != 'xla'
+    chosen = fused_attention.choose(self.attention, self.cfg, self.length, platform, dtype)
+    return chosen != 'xla'
 
   @property
   def is_lora(self) -> bool:
@@ -214,6 +217,7 @@ def train_step(setting: Setting, held: Weights) -> TrainStep:
     compute_dtype=jnp.dtype(setting.spec.compute_dtype),
     remat=setting.remat,
     attention=setting.attention,
+    documents=setting.documents,
     loss_chunk=setting.chunk,
     param_rounding=setting.spec.rounding,
     use_dropout=setting.is_lora and setting.spec.dropout > 0,

@@ -27,6 +27,7 @@ _SHORT_ROW = 512  # packed rows may grow to this length for less padding
 _PROBED_STEPS = 64  # steps a row length is judged by
 _FEW_SHORTEST = 128  # shortest row where few shapes are wanted
 _FEW_MICROS = 16  # least microbatches there; more go up by fours
+_FEW_DOCUMENTS = 8  # least `documents` there; more are a power of two
 _FEW_TOKENS = 8192  # most tokens in a microbatch there, unless given
 
 
@@ -65,6 +66,9 @@ class Loader:
     pad_multiple: See above; 'padded' only.
     few_shapes: See above; what is given by `row_length` and `rows_per_micro` stays so.
     shape: That of a loader of these and further runs, to go on with.
+
+  Attributes:
+    documents: At least as many as a row has examples in any step, and one for what is left of it.
 
   Raises:
     UserError: An unknown layout, no examples, or a row length below the longest example.
@@ -109,10 +113,15 @@ class Loader:
     self._limits, self._few = (rows_per_micro, tokens_per_micro), few_shapes
     if shape is not None:
       self.lanes, self.micros, self.rows, self.row_length = shape
-      self._counts = self._count_rows(range(self.total_steps), self.row_length)
+    else:
+      self.row_length = row_length or self._choose_row_length(longest)
+    self._counts, fullest = self._count_rows(range(self.total_steps), self.row_length)
+    # What is left of a row is one more.
+    self.documents = fullest + 1
+    if few_shapes:
+      self.documents = max(_FEW_DOCUMENTS, 1 << fullest.bit_length())
+    if shape is not None:
       return
-    self.row_length = row_length or self._choose_row_length(longest)
-    self._counts = self._count_rows(range(self.total_steps), self.row_length)
     grid = self._few_grid() if few_shapes else self._grid(self._counts, self.row_length)
     self.lanes, self.micros, self.rows = grid
 
@@ -166,17 +175,19 @@ class Loader:
       found.append((float(cost), lanes, int(used.max()), rows * self.row_shards))
     return min(found, key=lambda one: one[0])[1:]
 
-  def _count_rows(self, steps: Sequence[int], row_length: int) -> np.ndarray:
-    """int64 [steps, runs that have data]: rows needed."""
-    counts = np.zeros((len(steps), len(self.runs)), np.int64)
+  def _count_rows(self, steps: Sequence[int], row_length: int) -> tuple[np.ndarray, int]:
+    """int64 [steps, runs that have data], rows needed; most examples of any."""
+    counts, fullest = np.zeros((len(steps), len(self.runs)), np.int64), 1
     for run, (_, sampler) in enumerate(self.runs):
       for at, step in enumerate(steps):
         members = sampler.indices(step)
         if self.layout == 'padded':
           counts[at, run] = len(members)
         else:
-          counts[at, run] = len(layout_rows(self._lengths[run][members], row_length))
-    return counts
+          rows = layout_rows(self._lengths[run][members], row_length)
+          counts[at, run] = len(rows)
+          fullest = max(fullest, *map(len, rows), 0)
+    return counts, fullest
 
   def _choose_row_length(self, longest: int) -> int:
     shortest = round_up(longest, ROW_MULTIPLE)
@@ -187,7 +198,7 @@ class Loader:
     probes = np.unique(np.linspace(0, self.total_steps - 1, _PROBED_STEPS).astype(np.int64))
     best, fewest = shortest, math.inf
     for length in range(shortest, max(_SHORT_ROW, longest + longest // 4) + 1, ROW_MULTIPLE):
-      used = self._count_rows([int(step) for step in probes], length)
+      used, _ = self._count_rows([int(step) for step in probes], length)
       lanes, _, rows = self._grid(used, length)
       computed = int(_microbatches(used, lanes, rows).sum()) * lanes * rows * length
       if computed < 0.99 * fewest:

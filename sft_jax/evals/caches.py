@@ -18,7 +18,9 @@ from sft_jax.evals import layout, slots
 from sft_jax.evals.model import Subject
 
 # Fewer slots than this take no less time: the weights are read whatever there is to do.
-_FEWEST = 8
+FEWEST = 8
+# Caches have room for so many tokens of a text and then for twice as many.
+_STEP = 128
 
 
 class Caches:
@@ -34,7 +36,7 @@ class Caches:
   def __init__(self, subject: Subject, count: int, most: int):
     """Args: a model, its slots, and the most tokens of its own that a text will ever have."""
     self.subject, self.count, self.most = subject, count, most
-    self.room = min(layout.width_class(1, 128), most)
+    self.room = min(layout.width_class(1, _STEP), most)
     self.lead = (subject.runs,) if subject.runs else ()
 
     def zeros(leaf: Any) -> Any:
@@ -48,7 +50,7 @@ class Caches:
 
   def grow(self, longest: int) -> None:
     """Makes room for `longest` tokens of each text."""
-    room = min(layout.width_class(longest, 128), self.most)
+    room = min(layout.width_class(longest, _STEP), self.most)
     if room > self.room:
       self.room = room
       self._resize(np.broadcast_to(np.arange(self.count, dtype=np.int32), (*self.lead, self.count)))
@@ -63,7 +65,7 @@ class Caches:
     Returns:
       `[R,B]`, which old slot each slot is now.
     """
-    count, fewest = self.count, max(busy, _FEWEST)
+    count, fewest = self.count, max(busy, FEWEST)
     while count % 2 == 0 and count // 2 >= fewest and count // 2 % self.subject.shards == 0:
       count //= 2
     chosen = np.asarray(order, np.int32)[:, :count]
@@ -85,6 +87,12 @@ class Caches:
 
   def _shapes(self) -> Any:
     return shapes(self.subject, self.count, self.room)
+
+
+def smaller(room: int) -> int:
+  """Tokens of each text that caches had room for before they grew to `room`; 0 if they did not."""
+  size = layout.width_class(room, _STEP) // 2
+  return size if size >= _STEP else 0
 
 
 def shapes(subject: Subject, count: int, room: int) -> Any:

@@ -9,14 +9,14 @@ are drawn from its own seed and the position. Dimension letters: see `models/dec
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from sft_jax.data import pack
 from sft_jax.evals import layout, loglik, slots
-from sft_jax.evals.caches import Caches
+from sft_jax.evals.caches import FEWEST, Caches
 from sft_jax.evals.model import Subject
 from sft_jax.evals.slots import NO_NUMBER
 from sft_jax.models import export
@@ -88,6 +88,7 @@ class Engine:
     slots: Most texts at once (of each run).
     cache_tokens: Most tokens in the caches of all slots of a run together.
     tokens_per_batch: Most tokens of prompts that are run at once.
+    ahead: Whether tokens may be begun before those before them are read.
   """
 
   def __init__(
@@ -104,6 +105,9 @@ class Engine:
     self.stop_ids = np.asarray(sorted(stop_ids) or [-2], np.int32)
     self.slots, self.cache_tokens, self.tokens_per_batch = slots, cache_tokens, tokens_per_batch
     self.runs = max(subject.runs, 1)
+    self.platform = subject.mesh.devices.flat[0].platform
+    # A CPU has nothing to do meanwhile that it does not do itself.
+    self.ahead = self.platform != 'cpu'
 
   def generate(
     self,
@@ -160,7 +164,8 @@ class _Wave:
     self.engine, self.requests, self.finish = engine, requests, finish
     subject = self.subject = engine.subject
     self.seen = len(prefix)
-    count = 1
+    # What is multiplied by one vector XLA casts whole on a GPU: the head of an 8B, for each token.
+    count = FEWEST if engine.platform == 'gpu' else 1
     while count < len(indices):
       count *= 2
     count = min(count, engine.slots, max(1, engine.cache_tokens // own))
@@ -184,40 +189,59 @@ class _Wave:
       for new in batches:
         caches.grow(new['tokens'].shape[-1])
         first = self._call(slots.admit, caches, new=self._lead(new))
-        self._take(first[..., None], new['slot'])
+        self._take(first, new['slot'])
       if self._busy():
         caches.grow(self._longest() + self.steps)
         if not any(self.queues):
           self._close_up(caches)
-        alive = np.array([[at is not None for at in run] for run in self.at])
-        alive = alive if self.subject.runs else alive[0]
-        more = {'stop_ids': self.engine.stop_ids, 'steps': self.steps}
-        self._take(self._call(slots.advance, caches, alive=alive, **more), None)
+        self._go_on(caches)
       batches = self._admissions()
 
-  def _busy(self) -> bool:
-    return any(at is not None for run in self.at for at in run)
+  def _go_on(self, caches: Caches) -> None:
+    """A few tokens for each text; while no prompt waits, more are begun before these are read."""
+    tokens = self._advance(caches)
+    while self.engine.ahead and not any(self.queues) and self._worth_more():
+      caches.grow(self._longest() + 2 * self.steps)
+      ahead = self._advance(caches)
+      self._take(tokens, None)
+      tokens = ahead
+      self.subject.check()
+    self._take(tokens, None)
+
+  def _worth_more(self) -> bool:
+    """Whether texts go on after the tokens that are on their way, in most slots."""
+    left = max((self.requests[at].max_new - len(ids) for at, ids in self._texts()), default=0)
+    return left > self.steps and (2 * self._busy() > self.count or self.count <= FEWEST)
+
+  def _advance(self, caches: Caches) -> Any:
+    alive = np.array([[at is not None for at in run] for run in self.at])
+    alive = alive if self.subject.runs else alive[0]
+    more = {'stop_ids': self.engine.stop_ids, 'steps': self.steps}
+    return self._call(slots.advance, caches, alive=alive, **more)
+
+  def _texts(self) -> Iterator[tuple[int, list[int]]]:
+    """Requests at work and what has been written of them."""
+    for run, texts in zip(self.at, self.ids, strict=True):
+      yield from ((at, ids) for at, ids in zip(run, texts, strict=True) if at is not None)
+
+  def _busy(self) -> int:
+    """Most texts of a run that are at work."""
+    return max(sum(at is not None for at in run) for run in self.at)
 
   def _longest(self) -> int:
     """Most tokens of its own that a text has."""
-    return max(
-      len(self.requests[at].prompt) - self.seen + len(ids)
-      for run, texts in zip(self.at, self.ids, strict=True)
-      for at, ids in zip(run, texts, strict=True)
-      if at is not None
-    )
+    return max(len(self.requests[at].prompt) - self.seen + len(ids) for at, ids in self._texts())
 
   def _close_up(self, caches: Caches) -> None:
     """Lets go of slots that no prompt will come to."""
     order = [sorted(range(self.count), key=lambda slot: run[slot] is None) for run in self.at]
-    busy = max(sum(at is not None for at in run) for run in self.at)
-    chosen = caches.narrow(order, busy)
+    chosen = caches.narrow(order, self._busy())
     self.at = [[run[slot] for slot in row] for run, row in zip(self.at, chosen, strict=True)]
     self.ids = [[run[slot] for slot in row] for run, row in zip(self.ids, chosen, strict=True)]
     self.count = caches.count
 
-  def _call(self, fn: Callable[..., Any], caches: Caches, **what: Any) -> np.ndarray:
-    """Tokens `[R,...]` that a program of `slots` gives."""
+  def _call(self, fn: Callable[..., Any], caches: Caches, **what: Any) -> Any:
+    """Tokens `[R?,...]` that a program of `slots` gives, not waited for."""
     subject = self.subject
     caches.cache, caches.state, tokens = fn(
       subject.model,
@@ -229,8 +253,7 @@ class _Wave:
       sampled=self.sampled,
       **what,
     )
-    tokens = export.to_host(tokens)
-    return tokens if self.subject.runs else tokens[None]
+    return tokens
 
   def _lead(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Without the run axis where the model has none."""
@@ -288,8 +311,10 @@ class _Wave:
     batch['seed'][run, row] = request.seed
     self.at[run][slot], self.ids[run][slot] = index, []
 
-  def _take(self, tokens: np.ndarray, slots: np.ndarray | None) -> None:
-    """Adds new tokens `[R,n,steps]` of these slots (None: of all) and ends what is finished."""
+  def _take(self, tokens: Any, slots: np.ndarray | None) -> None:
+    """Adds tokens `[R?,n]` of these slots, or `[R?,B,steps]` of all; ends what is finished."""
+    tokens = export.to_host(tokens)
+    tokens = tokens.reshape(self.engine.runs, *(tokens.shape[-2:] if slots is None else (-1, 1)))
     stop_ids, broken = set(self.engine.stop_ids.tolist()), int(NO_NUMBER)
     for run, rows in enumerate(tokens):
       for row, new in enumerate(rows.tolist()):

@@ -106,8 +106,8 @@ class Cohort:
     shardings = rules.shardings(table, first.mesh)
     return trees.map_with_path(lambda path, x: jax.device_put(x, shardings[path]), adapter)
 
-  def step_options(self, state: TrainState) -> dict[str, Any]:
-    """What is compiled into the step, but for shapes."""
+  def step_options(self, state: TrainState, documents: int) -> dict[str, Any]:
+    """What is compiled into the step, but for shapes; `documents` as `step.Settings` has it."""
     first, lora_run = self.first, self.first.is_lora
     remat = first.train.remat
     if remat == 'auto':
@@ -123,17 +123,18 @@ class Cohort:
       'use_dropout': lora_run and any(program.spec.dropout > 0 for program in self.programs),
       'other_trained': lora_run or first.spec.layers == 'all',
       'attention': first.train.attention,
+      'documents': documents,
       'mesh': first.mesh,
       'shardings': jax.tree.map(lambda x: x.sharding, state.trained),
     }
 
-  def make_step(self, state: TrainState) -> TrainStep:
-    """The train step for this state."""
-    return make_train_step(**self.step_options(state))
+  def make_step(self, state: TrainState, documents: int) -> TrainStep:
+    """The train step for this state; see `step_options`."""
+    return make_train_step(**self.step_options(state, documents))
 
-  def step_key(self, state: TrainState, shape: Sequence[int]) -> Hashable:
+  def step_key(self, state: TrainState, shape: Sequence[int], documents: int) -> Hashable:
     """Equal where a step made before serves without being traced again; `shape` of a batch."""
-    options = self.step_options(state)
+    options = self.step_options(state, documents)
     shardings = tuple(sorted(trees.flatten(options.pop('shardings')).items()))
     decays = tuple(sorted(options.pop('decay_mask').items()))
     return (*sorted(options.items()), decays, shardings, self.size, *shape)

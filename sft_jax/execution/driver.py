@@ -161,9 +161,9 @@ class Driver:
   def _train(self, base: Tree | None, state: TrainState, states: Checkpoints) -> None:
     start, state = self._restored(state, states)
     self._score_bases(base, state)
-    shape = self._loader.shape
-    key = self._cohort.step_key(state, shape)
-    step = self._session.step(key, lambda: self._cohort.make_step(state))
+    shape, documents = self._loader.shape, self._loader.documents
+    key = self._cohort.step_key(state, shape, documents)
+    step = self._session.step(key, lambda: self._cohort.make_step(state, documents))
     first, alone = jax.process_index() == 0, self._options.alone
     total = max(run.total_steps for _, run in self._alive)
     progress = _Progress(total, start, not first, self._options.on_progress)

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sft_jax.models.attention import Past, attention
 from sft_jax.models.config import ModelConfig
 from sft_jax.models.decoder import Options, Place, Tree, run
-from sft_jax.models.layers import Past, attention
 
 
 def tree_mask(reach: jax.Array) -> jax.Array:
@@ -182,5 +182,6 @@ def write(cache: Tree, new: Tree, slots: jax.Array) -> Tree:
     # Of an index with gaps, what is indexed comes first: rows and tokens, then layers and the rest.
     tokens = jnp.moveaxis(new[name], -1 if name == 'k' else -2, lead + 1)
     tokens = jnp.moveaxis(tokens, 0, lead + 1)
-    out[name] = cache[name].at[(whole, *rows, *before, slots)].set(tokens, mode='drop')
+    place = cache[name].at[(whole, *rows, *before, slots)]
+    out[name] = place.set(tokens, mode='drop', unique_indices=True)
   return out

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sft_jax.models import rope as rope_lib
+from sft_jax.models.attention import attention
 from sft_jax.models.config import ModelConfig
 from sft_jax.models.layers import (
   Attention,
@@ -31,7 +32,6 @@ from sft_jax.models.layers import (
   LoraCall,
   LoraParam,
   Variant,
-  attention,
   make_norm,
 )
 
@@ -159,7 +159,7 @@ def forward(
     dtype: Compute dtype.
     remat: A name of `REMAT_POLICIES`.
     mesh: When given, activations are kept sharded by rows over its ('data', 'fsdp') axes.
-    kernel: q, k, v, segments and window to what is attended to, as `attention.fused` has it; None
+    kernel: Segments to a function of q, k, v and window, as `fused_attention.fused` has it; None
       for plain attention.
 
   Returns:
@@ -169,10 +169,11 @@ def forward(
   mask = causal_mask(segments)
   index = jnp.arange(tokens.shape[1])
   distance = (index[:, None] - index[None, :])[None]
+  fused = None if kernel is None else kernel(segments)
 
   def attend(place, q, k, v):
-    if kernel is not None:
-      return kernel(q, k, v, segments, place.window), None
+    if fused is not None:
+      return fused(q, k, v, place.window), None
     seen = mask if place.window is None else mask & (distance < place.window)
     return attention(q, k, v, seen, scale=cfg.query_scale, softcap=cfg.attn_softcap), None
 

@@ -8,8 +8,7 @@ Dimension letters: see the legend in `decoder.py`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,11 @@ def zeros(*shape: int) -> jax.Array:
   return jnp.zeros(shape, jnp.float32)
 
 
+# Keys and values of one token of each text: GPUs share a product out by its columns, and so few
+# leave most of a GPU idle unless rows are shared out as well. Columns, and parts of the rows.
+_NARROW, _PARTS = (512, 2048), 8
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`x @ kernel` in the dtype of `x`; the gradient of `kernel` is summed in float32.
@@ -44,7 +48,22 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     x: `[..., in]`.
     kernel: `[in, out]`, any float dtype.
   """
+  rows, columns = kernel.shape
+  narrow = _NARROW[0] <= columns <= min(_NARROW[1], rows // 2) and rows % _PARTS == 0
+  if narrow and x.ndim == 3 and x.shape[1] == 1:
+    return jax.lax.platform_dependent(x, kernel, cuda=_in_parts, default=_whole)
+  return _whole(x, kernel)
+
+
+def _whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.einsum('...i,io->...o', x, kernel.astype(x.dtype))
+
+
+def _in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  parts = x.reshape(*x.shape[:-1], _PARTS, -1), kernel.reshape(_PARTS, -1, kernel.shape[1])
+  spec = 'btsi,sio->sbto'
+  sums = jnp.einsum(spec, parts[0], parts[1].astype(x.dtype), preferred_element_type=jnp.float32)
+  return sums.sum(0).astype(x.dtype)
 
 
 def _matmul_fwd(x, kernel):
@@ -264,74 +283,6 @@ class Attention(nnx.Module):
     if self.q_norm is None or self.k_norm is None:
       return q, k
     return self.q_norm(q), self.k_norm(k)
-
-
-class Past(NamedTuple):
-  """Keys and values of tokens that all rows, or each its own, may look back at.
-
-  Attributes:
-    k: `[K,H,P]` shared by all rows, or `[B,K,H,P]`.
-    v: `[K,P,H]` or `[B,K,P,H]`.
-    mask: bool `[B,T,P]`, true where a query sees a key.
-  """
-
-  k: jax.Array
-  v: jax.Array
-  mask: jax.Array
-
-
-def attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  mask: jax.Array,
-  *,
-  scale: float,
-  softcap: float | None = None,
-  pasts: Sequence[Past] = (),
-) -> jax.Array:
-  """Softmax attention with grouped heads, in plain XLA; softmax in float32.
-
-  Query heads that share a key head are stacked along the rows of one product, which needs no copy
-  of keys or scores.
-
-  Args:
-    q: `[B,T,N,H]`.
-    k: `[B,K,H,S]`, N a multiple of K: what both products read without moving it.
-    v: `[B,K,S,H]`.
-    mask: bool `[B,T,S]`, true where a query sees a key; no row may be empty.
-    scale: What products of queries and keys are multiplied by.
-    softcap: Scores become `cap * tanh(scores / cap)` before they are masked.
-    pasts: Further keys and values, of tokens before all these.
-
-  Returns:
-    `[B,T,N*H]`.
-  """
-  rows, length, heads, width = q.shape
-  shared, slots = k.shape[1], k.shape[3]
-  groups = heads // shared
-  q = q.reshape(rows, length, shared, groups, width).transpose(0, 2, 3, 1, 4)
-  q = (q * scale).reshape(rows, shared, groups * length, width)
-  scores = jnp.einsum('bkqh,bkhs->bkqs', q, k, preferred_element_type=jnp.float32)
-  # Scores are put together, never keys: those of a shared past are not copied for each row.
-  for past in pasts:
-    spec = 'bkqh,bkhs->bkqs' if past.k.ndim == 4 else 'bkqh,khs->bkqs'
-    earlier = jnp.einsum(spec, q, past.k, preferred_element_type=jnp.float32)
-    scores, mask = (jnp.concatenate(pair, -1) for pair in ((scores, earlier), (mask, past.mask)))
-  scores = scores.reshape(rows, shared, groups, length, -1)
-  if softcap is not None:
-    scores = softcap * jnp.tanh(scores / softcap)
-  # Not -inf: a whole row of it would make the softmax, and its gradient, NaN.
-  scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  weights = weights.reshape(rows, shared, groups * length, -1)
-  out = jnp.einsum('bkqs,bksh->bkqh', weights[..., :slots], v)
-  for past in pasts:
-    spec = 'bkqs,bksh->bkqh' if past.v.ndim == 4 else 'bkqs,ksh->bkqh'
-    first, slots = slots, slots + past.v.shape[-2]
-    out = out + jnp.einsum(spec, weights[..., first:slots], past.v)
-  out = out.reshape(rows, shared, groups, length, width).transpose(0, 3, 1, 2, 4)
-  return out.reshape(rows, length, heads * width)
 
 
 class GatedMLP(nnx.Module):

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from sft_jax.models import attention as attention_lib
-from sft_jax.models import decoder
+from sft_jax.models import decoder, fused_attention
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import rules
 from sft_jax.train import loss, optimizer
@@ -41,7 +40,8 @@ class Settings:
     use_dropout: Whether the adapter's input is dropped out at `hypers.dropout_rate`.
     other_trained: False leaves embedding, final norm and head out of the gradient altogether,
       which `hypers.other_mask` alone does not save.
-    attention: 'auto' or a name of `attention.KINDS`, taken where it suits devices and rows.
+    attention: 'auto' or a name of `fused_attention.KINDS`, taken where it suits devices and rows.
+    documents: Most examples of a row, of which padding is one; 0 where nobody knows.
     mesh: Devices, or None for one device.
   """
 
@@ -54,6 +54,7 @@ class Settings:
   use_dropout: bool = False
   other_trained: bool = True
   attention: str = 'auto'
+  documents: int = 0
   mesh: Mesh | None = None
 
 
@@ -220,10 +221,14 @@ class TrainStep:
     """The fused attention of a microbatch of `[B,T]`, or None."""
     s = self._settings
     platform = s.mesh.devices.flat[0].platform if s.mesh else jax.default_backend()
-    kind = attention_lib.choose(s.attention, s.cfg, rows[1], platform, s.compute_dtype)
+    kind = fused_attention.choose(s.attention, s.cfg, rows[1], platform, s.compute_dtype)
     if kind == 'xla' or (s.mesh is not None and rows[0] % (s.mesh.size // s.mesh.shape['tensor'])):
       return None
-    return functools.partial(attention_lib.fused, kind, s.cfg, mesh=s.mesh)
+    shards = _batch_shards(s.mesh, rows[0])
+    lanes = jax.lax.axis_size(LANES) if s.method == 'lora' else 1
+    known = fused_attention.by_document(s.cfg, rows[0] * lanes // shards, rows[1], s.documents)
+    documents = s.documents if known else 0
+    return functools.partial(fused_attention.fused, kind, s.cfg, documents=documents, mesh=s.mesh)
 
   def _micro_loss(self, base, trained, hypers, part, dropout_key):
     """Share of the step's loss in one microbatch, and its share of right predictions."""
@@ -303,6 +308,7 @@ def make_train_step(
   use_dropout: bool = False,
   other_trained: bool = True,
   attention: str = 'auto',
+  documents: int = 0,
   mesh: Mesh | None = None,
   shardings: Tree | None = None,
 ) -> TrainStep:
@@ -325,6 +331,7 @@ def make_train_step(
     use_dropout=use_dropout,
     other_trained=other_trained,
     attention=attention,
+    documents=documents,
     mesh=mesh,
   )
   return TrainStep(settings, dict(decay_mask), shardings)

@@ -105,6 +105,24 @@ def test_several_devices():
   assert ours(alike(), model=subject(devices=8)) == ours(alike())
 
 
+@pytest.mark.parametrize('slots', [2, 8, 16])
+def test_tokens_begun_before_others_are_read_change_nothing(slots):
+  """Texts of all lengths, ended by tokens, by strings, and by nothing; slots are let go of."""
+  some = [token for answer in theirs(prompts(), max_new=40) for token in answer[9::7]]
+  requests = [
+    generation.Request(prompt, 20 + 3 * i, stops=(f'<{some[i % len(some)]}>',) if i % 3 else ())
+    for i, prompt in enumerate(2 * prompts())
+  ]
+  found = []
+  for ahead in (False, True):
+    engine = generation.Engine(subject(), text, some[:1], slots=slots)
+    assert not engine.ahead  # on a CPU
+    engine.ahead = ahead
+    found.append(engine.generate(requests)[0])
+  assert found[0] == found[1]
+  assert {output.finish for output in found[1]} == {'length', 'stop', 'end'}
+
+
 def test_stop_strings_cut_the_text():
   """One inside a token's text, one across two tokens; the earliest counts."""
   (free,) = ours(prompts()[:1])

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from sft_jax.evals import model as eval_model
 from sft_jax.evals.model import Subject
 from sft_jax.models import decoder, export
-from sft_jax.models.layers import attention
+from sft_jax.models.attention import attention
 from sft_jax.parallel.compile import exact_jit
 from sft_jax.utils import tables
 from sft_jax.utils.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sft_jax.models import attention, decoder, layers
+from sft_jax.models import attention, decoder, fused_attention
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import mesh as mesh_lib
 
@@ -37,7 +37,7 @@ FAMILIES = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
   """Several blocks in a short row."""
-  monkeypatch.setattr(attention, '_BLOCKS', (128,))
+  monkeypatch.setattr(fused_attention, '_BLOCKS', (128,))
 
 
 def inputs(rows=B, dtype=jnp.float32):
@@ -55,11 +55,11 @@ def reference(cfg, q, k, v, segments, window):
   index = jnp.arange(T)
   if window is not None:
     mask &= ((index[:, None] - index[None, :]) < window)[None]
-  return layers.attention(q, k, v, mask, scale=cfg.query_scale, softcap=cfg.attn_softcap)
+  return attention.attention(q, k, v, mask, scale=cfg.query_scale, softcap=cfg.attn_softcap)
 
 
 def splash(cfg, q, k, v, segments, window, mesh=None):
-  return attention.fused('splash', cfg, q, k, v, segments, window, mesh=mesh, interpret=True)
+  return fused_attention.fused('splash', cfg, segments, mesh=mesh, interpret=True)(q, k, v, window)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -110,23 +110,23 @@ def test_splash_over_a_mesh():
 
 
 def test_choice():
-  choose = functools.partial(attention.choose, dtype=jnp.bfloat16)
+  choose = functools.partial(fused_attention.choose, dtype=jnp.bfloat16)
   assert choose('auto', CFG, 4096, 'tpu') == 'splash' and choose('auto', CFG, 4096, 'cpu') == 'xla'
   assert choose('auto', CFG, 4000, 'tpu') == 'xla'  # no multiple of a block
-  assert choose('cudnn', CFG, 4096, 'gpu') == 'cudnn'
+  assert choose('auto', CFG, 4096, 'gpu') == choose('cudnn', CFG, 4096, 'gpu') == 'cudnn'
   capped = FAMILIES['soft cap']
   assert choose('cudnn', capped, 4096, 'gpu') == 'xla'
-  assert attention.choose('cudnn', CFG, 4096, 'gpu', jnp.float32) == 'xla'
+  assert fused_attention.choose('cudnn', CFG, 4096, 'gpu', jnp.float32) == 'xla'
 
 
-def cudnn_loss(q, k, v, segments):
-  out = attention.fused('cudnn', CFG, q, k, v, segments, None)
+def cudnn_loss(q, k, v, segments, documents=0):
+  out = fused_attention.fused('cudnn', CFG, segments, documents=documents)(q, k, v, None)
   return (jnp.where((segments > 0)[:, :, None], out, 0).astype(jnp.float32) ** 2).sum()
 
 
 def test_rows_of_mapped_runs_are_rows_for_cudnn(monkeypatch):
   """XLA stands in for the kernel; what folds runs into rows is under test."""
-  monkeypatch.setattr(attention, '_CUDNN', 'xla')
+  monkeypatch.setattr(fused_attention, '_CUDNN', 'xla')
   runs = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), inputs(rows=6))
 
   def plain(q, k, v, segments):
@@ -141,14 +141,73 @@ def test_rows_of_mapped_runs_are_rows_for_cudnn(monkeypatch):
 @pytest.mark.parametrize('window', [None, 7])
 def test_cudnn_sees_what_plain_attention_sees(monkeypatch, window):
   """XLA stands in for the kernel: what is told apart from the mask adds up to it."""
-  monkeypatch.setattr(attention, '_CUDNN', 'xla')
+  monkeypatch.setattr(fused_attention, '_CUDNN', 'xla')
   q, k, v, segments = inputs()
   size = None if window is None else jnp.int32(window)
-  found = attention.fused('cudnn', CFG, q, k, v, segments, size)
+  found = fused_attention.fused('cudnn', CFG, segments)(q, k, v, size)
   np.testing.assert_allclose(found, reference(CFG, q, k, v, segments, size), atol=2e-5)
 
 
-def test_cudnn_is_traced_under_a_mapped_axis(monkeypatch):
+def rows_of(segments, most):
+  """What `spans` must say of each row, counted in plain Python."""
+  out = np.full((len(segments), 2, most), -1)
+  for row, line in enumerate(np.asarray(segments).tolist()):
+    begins = [i for i, segment in enumerate(line) if i == 0 or segment != line[i - 1]]
+    for at, (start, end) in enumerate(zip(begins, [*begins[1:], len(line)], strict=True)):
+      out[row, :, at] = start, end - start
+  return out
+
+
+def test_spans_of_documents():
+  segments = jnp.asarray([[1, 1, 2, 3, 3, 3, 0, 0], [4] * 8, [0] * 8, [1, 2, 1, 2, 1, 2, 1, 2]])
+  found = fused_attention.spans(segments, 8)
+  np.testing.assert_array_equal(found, rows_of(segments, 8))
+  assert found.dtype == jnp.int32 and (found[1, :, 1:] == -1).all()
+
+
+def in_spans(q, k, v, spans, window):
+  """What cuDNN computes of documents, by plain attention: a token sees its span's earlier ones."""
+  index = jnp.arange(q.shape[1])[None, None]
+  starts, sizes = spans[:, 0, :, None], spans[:, 1, :, None]
+  member = ((index >= starts) & (index < starts + sizes)).astype(jnp.int32)
+  assert window.shape == ()
+  return reference(
+    dataclasses.replace(CFG, query_scale=1.0), q, k, v, 1 + member.argmax(1), None
+  ).reshape(q.shape)
+
+
+def test_documents_are_told_apart_by_their_spans(monkeypatch):
+  """Plain attention stands in for the kernel, forward, backward and under a mapped axis."""
+  monkeypatch.setattr(fused_attention, '_document_rows', in_spans)
+  monkeypatch.setattr(fused_attention, '_cudnn_rows', None)
+  q, k, v, segments = inputs(rows=6)
+  found = fused_attention.fused('cudnn', CFG, segments, documents=4)(q, k, v, None)
+  np.testing.assert_allclose(found, reference(CFG, q, k, v, segments, None), atol=2e-5)
+  runs = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), (q, k, v, segments))
+  loss = lambda documents: functools.partial(cudnn_loss, documents=documents)
+  slopes = lambda fn: jax.jit(jax.vmap(jax.grad(jax.checkpoint(fn), (0, 1, 2))))(*runs)
+  found = slopes(loss(5))
+  monkeypatch.undo()
+  monkeypatch.setattr(fused_attention, '_CUDNN', 'xla')
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, slopes(loss(0))
+  )
+
+
+def test_documents_are_taken_one_by_one_where_that_costs_little():
+  few = functools.partial(fused_attention.by_document, CFG, 16, 1024)
+  assert few(1) and few(32) and not few(0) and not few(33)
+  # Sums of a wide model: 8 bytes x 4 rows x 4,096 tokens x 4,096 components of each document.
+  wide = dataclasses.replace(CFG, num_heads=32, head_dim=128)
+  assert fused_attention.by_document(wide, 4, 4096, 4)
+  assert not fused_attention.by_document(wide, 4, 4096, 5)
+  windowed = FAMILIES['a window in all layers']
+  assert not fused_attention.by_document(windowed, 1, 256, 4)
+  assert fused_attention.by_document(windowed, 1, 128, 4)  # no row is as long as its window
+
+
+@pytest.mark.parametrize('documents', [0, 4])
+def test_cudnn_is_traced_under_a_mapped_axis(monkeypatch, documents):
   """Every LoRA run has one. Tracing needs no GPU, but for questions about it."""
   from jax._src.cudnn import fused_attention_stablehlo as kernel
 
@@ -158,9 +217,11 @@ def test_cudnn_is_traced_under_a_mapped_axis(monkeypatch):
   shapes = lambda x: jax.ShapeDtypeStruct((4, *x.shape), x.dtype)
   runs = jax.tree.map(shapes, inputs(rows=2, dtype=jnp.bfloat16))
   graph, (loss, slopes) = jax.make_jaxpr(
-    jax.vmap(jax.value_and_grad(cudnn_loss, (0, 1, 2))), return_shape=True
+    jax.vmap(jax.value_and_grad(functools.partial(cudnn_loss, documents=documents), (0, 1, 2))),
+    return_shape=True,
   )(*runs)
   assert loss.shape == (4,) and [x.shape for x in slopes] == [x.shape for x in runs[:3]]
   # Later blocks are skipped, forward and backward.
   text = str(graph)
-  assert 'MaskType.CAUSAL' in text and 'MaskType.NO_MASK' not in text
+  kind = 'PADDING_CAUSAL' if documents else 'CAUSAL'
+  assert f'MaskType.{kind}' in text and 'MaskType.NO_MASK' not in text
