@@ -20,6 +20,8 @@ BARS = (
 # At most how far the plan is off, in each of so many programs at least.
 PLAN_BARS = (('plan: peak memory', 'bytes', 0.05), ('plan: step time', 'seconds', 0.2))
 PROGRAMS = 6
+# Kernels of a program on the page; the file has more.
+KERNELS = 8
 # Tokens/s that half of the nominal peak of an H100 or H200 are for a whole 8B.
 WHOLE_BAR = 10_600
 _WORDS = {True: 'met', False: 'MISSED'}
@@ -193,7 +195,24 @@ def _figures(found: Found) -> list[str]:
   head += ('least s', 'plan s', 'measured s', 'off')
   told = 'Plan: bytes as compiled without the chip (else as counted), time as its roofline over '
   told += '`config.plan.attained`. Least: the roofline on the ceilings measured here.'
-  return [*lines, '', told, '', *_table(head, rows)]
+  return [*lines, '', told, '', *_table(head, rows), *_kernels(found)]
+
+
+def _kernels(found: Found) -> list[str]:
+  """Where the time of our programs went, if that was asked for."""
+  rows: list[Cells] = []
+  for part in found['parts']:
+    for name, spent in first(found, part, 'ours').get('kernels', {}).items():
+      whole = sum(spent.values())
+      rows += [(part, name, kernel, f'{s / whole:.1%}') for kernel, s in _longest(spent)]
+      rows.append((part, name, 'idle', f'{spent.get("idle", 0.0) / whole:.1%}'))
+  head = ('part', 'timed', f'the {KERNELS} longest kernels of one call', 'of its time, profiled')
+  return ['', *_table(head, rows)] if rows else []
+
+
+def _longest(spent: Mapping[str, float]) -> list[tuple[str, float]]:
+  named = [(name, seconds) for name, seconds in spent.items() if name not in ('others', 'idle')]
+  return named[:KERNELS]
 
 
 def _sides(found: Found, known: Mapping[str, float]) -> list[Cells]:

@@ -32,7 +32,7 @@ def kernels(call: Callable[[], Any]) -> dict[str, float]:
 
 def longest(profile: Any) -> dict[str, float]:
   """Of a profile that jax recorded; see `kernels`."""
-  seconds: collections.Counter[str] = collections.Counter()
+  seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
   for plane in profile.planes:
     if plane.name.startswith('/device:'):
       # What ran. Other lines tell the same by operation, module and step.
@@ -40,6 +40,6 @@ def longest(profile: Any) -> dict[str, float]:
         for event in line.events:
           operation = dict(event.stats).get('hlo_op', '')
           seconds[f'{event.name[:80]} ({operation})'] += event.duration_ns / 1e9
-  out = dict(seconds.most_common(MOST))
+  out: dict[str, float] = dict(sorted(seconds.items(), key=lambda one: -one[1])[:MOST])
   rest = sum(seconds.values()) - sum(out.values())
   return out | ({'others': rest} if rest > 0 else {})

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import sft_jax
+from benchmarks import gpu_page
 from sft_jax import command_line, config_file, main
 from sft_jax import spec as spec_lib
 from sft_jax.evals import core
@@ -436,6 +437,25 @@ def test_figures_are_those_of_the_results():
   page = PAGES['jobs/export.md'].read_text()
   for model in ('smollm2-alpaca-100', 'smollm2-alpaca-320'):
     assert f'{100 * float(cells("archive.md", model)[4]):.1f} %' in page
+
+
+def test_figures_of_a_gpu_are_those_of_the_results():
+  text = PAGES['README.md'].read_text()
+  found = json.loads((REPOSITORY / 'benchmarks/results/gpu.json').read_text())
+  known, rows = gpu_page.numbers(found), {row['part']: row for row in gpu_page.predictions(found)}
+  assert f'{known["full-mfu"]:.1%} MFU; {known["full-ratio"]:.2f}×'.replace('%', ' %') in text
+  assert (
+    f'{known["lora-mfu"]:.1%} MFU, {known["lora-ours-rate"]:,.0f}'.replace('%', ' %')[:-2] in text
+  )
+  assert f'{known["cohort-over-sequence"]:.1f}× |' in text
+  shares = [round(100 * known[f'decode-share-{size}']) for size in (1, 32, 128)]
+  assert '{}, {} and {} %'.format(*shares) in text and 'decode-ratio-128' not in known
+  assert f'{known["decode-ratio-1"]:.1f}×, {known["decode-ratio-32"]:.1f}× and not' in text
+  off = {part: gpu_page.off(row['seconds']) for part, row in rows.items()}
+  assert off.pop('cohort') < -0.6 and round(max(map(abs, off.values())), 2) == 0.14
+  sizes = [gpu_page.off(row['bytes']) for row in rows.values()]
+  assert round(min(sizes), 2) == -0.07 and max(sizes) < 0.05
+  assert sum(abs(size) <= 0.05 for size in sizes) == 5
 
 
 def test_figures_of_the_readme_are_those_of_the_results():

@@ -68,13 +68,14 @@ def attention(
     # Not -inf: a whole row of it would make the softmax, and its gradient, NaN.
     return jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
 
+  def seen(weights: jax.Array, v: jax.Array) -> jax.Array:
+    spec = 'bkqs,bksh->bkqh' if v.ndim == 4 else 'bkqs,ksh->bkqh'
+    return jnp.einsum(spec, weights.astype(v.dtype).reshape(*q.shape[:3], -1), v)
+
   scores = [scored(k, mask), *(scored(past.k, past.mask) for past in pasts)]
-  out = None
-  for weights, values in zip(_softmax(scores), (v, *(past.v for past in pasts)), strict=True):
-    weights = weights.astype(v.dtype).reshape(rows, shared, groups * length, -1)
-    spec = 'bkqs,bksh->bkqh' if values.ndim == 4 else 'bkqs,ksh->bkqh'
-    part = jnp.einsum(spec, weights, values)
-    out = part if out is None else out + part
+  values = [v, *(past.v for past in pasts)]
+  parts = [seen(weights, v) for weights, v in zip(_softmax(scores), values, strict=True)]
+  out = functools.reduce(jnp.add, parts)
   out = out.reshape(rows, shared, groups, length, width).transpose(0, 3, 1, 2, 4)
   return out.reshape(rows, length, heads * width)
 

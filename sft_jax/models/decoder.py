@@ -141,7 +141,7 @@ def forward(
   dtype: jnp.dtype = jnp.bfloat16,
   remat: str = 'none',
   mesh: Mesh | None = None,
-  kernel: Callable[..., jax.Array] | None = None,
+  kernel: Callable[[jax.Array], Callable[..., jax.Array]] | None = None,
 ) -> jax.Array:
   """Hidden states after the final norm.
 

@@ -217,7 +217,7 @@ class TrainStep:
     value, grads = jax.value_and_grad(fn, has_aux=True)(trained)
     return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
-  def _kernel(self, rows: tuple[int, ...]) -> Callable[..., Array] | None:
+  def _kernel(self, rows: tuple[int, ...]) -> Callable[[Array], Callable[..., Array]] | None:
     """The fused attention of a microbatch of `[B,T]`, or None."""
     s = self._settings
     platform = s.mesh.devices.flat[0].platform if s.mesh else jax.default_backend()

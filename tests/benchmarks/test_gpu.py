@@ -4,9 +4,10 @@ import json
 import math
 import os
 
+import jax
 import pytest
 
-from benchmarks import gpu, gpu_jobs, gpu_page, gpu_peer, gpu_shapes, report
+from benchmarks import gpu, gpu_jobs, gpu_page, gpu_peer, gpu_profile, gpu_shapes, report
 from sft_jax.ahead import estimate
 from sft_jax.utils import chips
 
@@ -129,6 +130,34 @@ def test_bars_from_medians_of_rounds():
   assert '≥ 0.5 | met' in page
   tables = [line.count('|') for line in page.splitlines() if line.startswith('| full |')]
   assert tables and set(tables) == {7, 11}
+
+
+def test_where_the_time_went():
+  """Of a profile as jax writes it: kernels of all streams, and no line that tells them again."""
+  event = lambda kind, ms: f'events {{ metadata_id: {kind} duration_ps: {ms * 10**9} }}'
+  line = lambda name, *events: f'lines {{ name: "{name}" {" ".join(events)} }}'
+  names = ''.join(
+    f'event_metadata {{ key: {i} value {{ id: {i} name: "{name}" }} }}'
+    for i, name in enumerate(('gemm', 'copy', 'module'), 1)
+  )
+  device = ''.join(
+    [
+      *(line('Stream #1(Compute)', event(1, 5), event(2, 1), event(1, 4)), names),
+      *(line('Stream #2(Copy)', event(2, 2)), line('XLA Modules', event(3, 9))),
+    ]
+  )
+  planes = f'planes {{ name: "/device:GPU:0" {device} }}'
+  planes += f'planes {{ name: "/host:CPU" {line("Stream", event(1, 50))} {names} }}'
+  space = jax.profiler.ProfileData.text_proto_to_serialized_xspace(planes)
+  found = gpu_profile.longest(jax.profiler.ProfileData.from_serialized_xspace(space))
+  assert list(found) == ['gemm ()', 'copy ()']
+  assert list(found.values()) == pytest.approx([0.009, 0.003])
+  part = training({'step': [1.0]}, kernels={'step': found | {'idle': 0.008}})
+  page = '\n'.join(gpu_page.page(given(full={'ours': [part]})))
+  assert '| full | step | gemm () | 45.0% |' in page and '| idle | 40.0% |' in page
+  assert 'kernels' not in '\n'.join(
+    gpu_page.page(given(full={'ours': [training({'step': [1.0]})]}))
+  )
 
 
 def test_the_plan_is_judged_on_six_programs():

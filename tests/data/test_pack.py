@@ -92,6 +92,7 @@ def test_every_token_exactly_once(seed, layout):
     pad_multiple=pad_multiple,
   )
   assert loader.shape[2] % shards == 0
+  fullest = 0
   for step in range(loader.total_steps + 1):
     batch = loader.batch(step)
     length = loader.step_length(step)
@@ -107,6 +108,12 @@ def test_every_token_exactly_once(seed, layout):
       taken = (batch['segments'] > 0).any((2, 3))[mine].sum() * loader.shape[2] * length
       assert loader.padded(step)[run] == taken - loader.tokens(step)[run]
     assert (batch['micro'] == 0) == (step >= loader.total_steps)
+    rows = batch['segments'].reshape(-1, length)
+    fullest = max(fullest, *(len(np.unique(row[row > 0])) for row in rows))
+  # What is left of a row is one more document; of a program for all, of few numbers of them.
+  assert loader.documents == fullest + 1
+  shared = Loader(runs, layout, few_shapes=True).documents
+  assert shared >= 8 and shared & (shared - 1) == 0
 
 
 def test_first_fit_decreasing():

@@ -54,6 +54,18 @@ def test_idle_slots_are_let_go(sizes):
   assert (8, 128) in sizes and (8, 256) in sizes, 'halved, then grown'
 
 
+@pytest.mark.parametrize('most', [100, 128, 300, 384, 512, 700])
+def test_what_a_cache_grew_from(most):
+  held = caches.Caches(subject(), 2, most)
+  rooms = [0, held.room]
+  for longest in range(1, most + 1, 9):
+    held.grow(longest)
+    rooms += [held.room] if held.room > rooms[-1] else []
+  held.grow(most)
+  rooms += [held.room] if held.room > rooms[-1] else []
+  assert rooms[-1] == most and [caches.smaller(room) for room in rooms[1:]] == rooms[:-1]
+
+
 @pytest.mark.parametrize('devices', [1, 8])
 def test_slots_of_runs_move_apart(devices):
   """Each run keeps its own slots in its own order; devices keep an equal share."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sft_jax.models import cached, decoder, families, hf
+from sft_jax.models import cached, decoder, families, hf, layers
 from sft_jax.parallel import mesh as meshes
 from sft_jax.utils import trees
 from tests.train import common
@@ -138,6 +138,17 @@ def gradient(remat):
 
   value, grads = jax.jit(jax.value_and_grad(loss))(base)
   return float(value), trees.flatten(jax.device_get(grads))
+
+
+def test_products_in_parts():
+  """What GPUs compute of keys and values for one token of each text, alone and of several runs."""
+  keys = jax.random.split(jax.random.key(0))
+  x = jax.random.normal(keys[0], (3, 2, 1, 2048))
+  kernel = jax.random.normal(keys[1], (2048, 512)).astype(jnp.bfloat16)
+  found = jax.vmap(layers._in_parts, (0, None))(x, kernel)
+  np.testing.assert_allclose(found, x @ kernel.astype(jnp.float32), atol=1e-3)
+  text = lambda x: str(jax.make_jaxpr(layers.matmul)(x, kernel))
+  assert 'platform_index' in text(x[0]) and 'platform_index' not in text(x[0].swapaxes(0, 1))
 
 
 @pytest.mark.parametrize('remat', sorted(set(decoder.REMAT_POLICIES) - {'none'}))
