@@ -443,10 +443,10 @@ def test_figures_of_a_gpu_are_those_of_the_results():
   text = PAGES['README.md'].read_text()
   found = json.loads((REPOSITORY / 'benchmarks/results/gpu.json').read_text())
   known, rows = gpu_page.numbers(found), {row['part']: row for row in gpu_page.predictions(found)}
-  assert f'{known["full-mfu"]:.1%} MFU; {known["full-ratio"]:.2f}×'.replace('%', ' %') in text
-  assert (
-    f'{known["lora-mfu"]:.1%} MFU, {known["lora-ours-rate"]:,.0f}'.replace('%', ' %')[:-2] in text
-  )
+  percent = lambda share: f'{100 * share:.1f} % MFU'
+  assert f'{percent(known["full-mfu"])}; {known["full-ratio"]:.2f}×' in text
+  rates = [round(known[f'{part}-ours-rate'], -2) for part in ('lora', 'lora-int8')]
+  assert f'{percent(known["lora-mfu"])}, {rates[0]:,.0f} tokens/s; {rates[1]:,.0f} and' in text
   assert f'{known["cohort-over-sequence"]:.1f}× |' in text
   shares = [round(100 * known[f'decode-share-{size}']) for size in (1, 32, 128)]
   assert '{}, {} and {} %'.format(*shares) in text and 'decode-ratio-128' not in known
