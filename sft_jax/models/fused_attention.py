@@ -27,11 +27,22 @@ _BLOCKS = (512, 256, 128)
 # Documents of a row up to which it was seen to be faster to take them one by one (a third of the
 # time, with 32; Llama-3-8B's widths, rows of 4,096, H200), and bytes that may be spent on that.
 _MOST_DOCUMENTS, _MOST_KEPT = 32, 2**31
+# Compute capabilities from which cuDNN's kernel runs, and from which it takes documents.
+_AMPERE, _HOPPER = 8.0, 9.0
+# jax's names of the platform.
+_CUDA = ('gpu', 'cuda')
 # The name that jax has for cuDNN's kernel.
 _CUDNN: Literal['cudnn', 'xla'] = 'cudnn'
 
 
-def choose(wanted: str, cfg: ModelConfig, length: int, platform: str, dtype: Any) -> str:
+def choose(
+  wanted: str,
+  cfg: ModelConfig,
+  length: int,
+  platform: str,
+  dtype: Any,
+  capability: float = _AMPERE,
+) -> str:
   """A name of `KINDS`: what is wanted, or of 'auto' what suits the devices.
 
   Args:
@@ -40,9 +51,12 @@ def choose(wanted: str, cfg: ModelConfig, length: int, platform: str, dtype: Any
     length: Tokens a row.
     platform: Of the devices, as jax calls it.
     dtype: Compute dtype.
+    capability: Of a GPU; see `capability_of`.
   """
   if wanted == 'auto':
     wanted = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'xla')
+    if wanted == 'cudnn' and capability < _AMPERE:
+      wanted = 'xla'
   return 'xla' if unfit(wanted, cfg, length, dtype) else wanted
 
 
@@ -60,8 +74,22 @@ def unfit(kind: str, cfg: ModelConfig, length: int, dtype: Any) -> str:
   return ''
 
 
-def by_document(cfg: ModelConfig, rows: int, length: int, documents: int) -> bool:
-  """Whether cuDNN's kernel may go through documents one by one, and not look between them.
+def capability_of(device: Any) -> float:
+  """An NVIDIA GPU's compute capability; 0 of any other device.
+
+  Of a GPU that is compiled for and does not tell, that of the oldest that plans know.
+  """
+  told = getattr(device, 'compute_capability', _AMPERE if device.platform in _CUDA else 0.0)
+  try:
+    return float(told)
+  except ValueError:  # AMD's have names.
+    return 0.0
+
+
+def by_document(
+  cfg: ModelConfig, rows: int, length: int, documents: int, capability: float
+) -> bool:
+  """Whether cuDNN's kernel can and may go through documents one by one, and not look between them.
 
   It then keeps sums of each document for the gradient, as long as a row and in float32, twice.
 
@@ -70,9 +98,11 @@ def by_document(cfg: ModelConfig, rows: int, length: int, documents: int) -> boo
     rows: On a device, of all runs.
     length: Tokens of each.
     documents: Most of a row, of which padding is one; 0 where nobody knows.
+    capability: See `capability_of`.
   """
   kept = 8 * rows * length * documents * cfg.num_heads * cfg.head_dim
-  return 0 < documents <= _MOST_DOCUMENTS and kept <= _MOST_KEPT and _cases(cfg, length) == [0]
+  few = 0 < documents <= _MOST_DOCUMENTS and kept <= _MOST_KEPT
+  return few and capability >= _HOPPER and _cases(cfg, length) == [0]
 
 
 def fused(

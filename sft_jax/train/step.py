@@ -220,13 +220,16 @@ class TrainStep:
   def _kernel(self, rows: tuple[int, ...]) -> Callable[[Array], Callable[..., Array]] | None:
     """The fused attention of a microbatch of `[B,T]`, or None."""
     s = self._settings
-    platform = s.mesh.devices.flat[0].platform if s.mesh else jax.default_backend()
-    kind = fused_attention.choose(s.attention, s.cfg, rows[1], platform, s.compute_dtype)
+    device = s.mesh.devices.flat[0] if s.mesh else jax.devices()[0]
+    capability = fused_attention.capability_of(device)
+    what = s.attention, s.cfg, rows[1], device.platform, s.compute_dtype
+    kind = fused_attention.choose(*what, capability)
     if kind == 'xla' or (s.mesh is not None and rows[0] % (s.mesh.size // s.mesh.shape['tensor'])):
       return None
     shards = _batch_shards(s.mesh, rows[0])
     lanes = jax.lax.axis_size(LANES) if s.method == 'lora' else 1
-    known = fused_attention.by_document(s.cfg, rows[0] * lanes // shards, rows[1], s.documents)
+    where = rows[0] * lanes // shards, rows[1]
+    known = fused_attention.by_document(s.cfg, *where, s.documents, capability)
     documents = s.documents if known else 0
     return functools.partial(fused_attention.fused, kind, s.cfg, documents=documents, mesh=s.mesh)
 

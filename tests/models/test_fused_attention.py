@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,16 @@ def test_choice():
   assert fused_attention.choose('cudnn', CFG, 4096, 'gpu', jnp.float32) == 'xla'
 
 
+def test_capabilities_of_gpus():
+  device = lambda platform, **told: types.SimpleNamespace(platform=platform, **told)
+  of = fused_attention.capability_of
+  assert of(device('gpu', compute_capability='9.0')) == 9.0
+  assert of(device('gpu', compute_capability='gfx942')) == of(device('cpu')) == 0.0
+  assert of(device('cuda')) == 8.0  # not here
+  auto = functools.partial(fused_attention.choose, 'auto', CFG, 4096, 'gpu', jnp.bfloat16)
+  assert auto(7.5) == auto(0.0) == 'xla' and auto(8.0) == auto() == 'cudnn'
+
+
 def cudnn_loss(q, k, v, segments, documents=0):
   out = fused_attention.fused('cudnn', CFG, segments, documents=documents)(q, k, v, None)
   return (jnp.where((segments > 0)[:, :, None], out, 0).astype(jnp.float32) ** 2).sum()
@@ -195,15 +206,16 @@ def test_documents_are_told_apart_by_their_spans(monkeypatch):
 
 
 def test_documents_are_taken_one_by_one_where_that_costs_little():
-  few = functools.partial(fused_attention.by_document, CFG, 16, 1024)
+  few = functools.partial(fused_attention.by_document, CFG, 16, 1024, capability=9.0)
   assert few(1) and few(32) and not few(0) and not few(33)
   # Sums of a wide model: 8 bytes x 4 rows x 4,096 tokens x 4,096 components of each document.
   wide = dataclasses.replace(CFG, num_heads=32, head_dim=128)
-  assert fused_attention.by_document(wide, 4, 4096, 4)
-  assert not fused_attention.by_document(wide, 4, 4096, 5)
+  assert fused_attention.by_document(wide, 4, 4096, 4, 9.0)
+  assert not fused_attention.by_document(wide, 4, 4096, 5, 9.0)
+  assert not fused_attention.by_document(wide, 4, 4096, 4, 8.0)  # Ampere
   windowed = FAMILIES['a window in all layers']
-  assert not fused_attention.by_document(windowed, 1, 256, 4)
-  assert fused_attention.by_document(windowed, 1, 128, 4)  # no row is as long as its window
+  assert not fused_attention.by_document(windowed, 1, 256, 4, 10.0)
+  assert fused_attention.by_document(windowed, 1, 128, 4, 10.0)  # no row is as long as its window
 
 
 @pytest.mark.parametrize('documents', [0, 4])
