@@ -22,8 +22,6 @@ PLAN_BARS = (('plan: peak memory', 'bytes', 0.05), ('plan: step time', 'seconds'
 PROGRAMS = 6
 # Kernels of a program on the page; the file has more.
 KERNELS = 8
-# Tokens/s that half of the nominal peak of an H100 or H200 are for a whole 8B.
-WHOLE_BAR = 10_600
 _WORDS = {True: 'met', False: 'MISSED'}
 
 
@@ -178,7 +176,8 @@ def _figures(found: Found) -> list[str]:
     lines += [
       '',
       f'At the MFU of its 8 layers ({known["full-mfu"]:.1%}) the whole 8B would learn '
-      f'{known["full-whole-rate"]:,.0f} tokens/s (reckoned; half of the peak is {WHOLE_BAR:,}).',
+      f'{known["full-whole-rate"]:,.0f} tokens/s (reckoned; half of the peak, with documents of '
+      f'these lengths, is {known["full-whole-rate"] / known["full-mfu"] / 2:,.0f}).',
     ]
   rows = [
     (
@@ -287,4 +286,4 @@ def _seconds(value: float | None) -> str:
 
 
 def _signed(share: float | None) -> str:
-  return '' if share is None else f'{share:+.0%}'
+  return '' if share is None else f'{share:+.1%}'

@@ -156,12 +156,16 @@ def main() -> None:
   args = parser.parse_args()
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from sft_jax.ahead import estimate
+  from sft_jax.parallel import topology
 
   place = REPOSITORY / f'{args.out}.json'
   rows = json.loads(place.read_text()) if place.exists() else []
   done = {(row['model'], row['kind'], row['topology']) for row in rows}
   for kind in args.kinds.split(','):
     for where in KINDS[kind][4] or args.topologies.split(','):
+      if why := topology.unable(topology.parse(where)):
+        print(f'{kind} for {where} left out: {why}', flush=True)
+        continue
       for model in args.models.split(','):
         if (model, kind, where) in done:
           continue

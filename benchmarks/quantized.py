@@ -44,7 +44,7 @@ def measure(kind: str, args: argparse.Namespace, scratch: str) -> dict[str, Any]
   subject = job.program.subject(frozen, None)
   logprobs = score.token_logprobs(subject, job.data.heldout)
   found = score.perplexity(job.data.heldout, logprobs, 'heldout')
-  step, losses = cohort.make_step(state, job.loader.documents), []
+  step, losses = cohort.make_step(state), []
   for index in range(job.total_steps):
     batch = job.loader.put(job.loader.batch(index), job.program.mesh)
     state, metrics = step(frozen, state, batch)

@@ -282,6 +282,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except flags.Error as e:
     what = config_file.last_line(e)
     raise UserError(what, 'command line', 'see the comments in configs/base.py') from e
+  except SystemExit:  # absl's own end, with 1, after --help.
+    sys.exit(0)
 
 
 def _ending_well(call: Callable[[], Any]) -> Any:

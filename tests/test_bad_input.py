@@ -184,6 +184,7 @@ def line(**changes):
     ('a.jsonl', b'{"messages": "hello"}\n', ['a.jsonl:1', "'messages' is a str"]),
     ('a.jsonl', b'{"messages": [{"role": "robot", "content": "x"}]}\n', ['a.jsonl:1', 'robot']),
     pytest.param('a.jsonl', b'[' * 100_000, ['a.jsonl:1', 'malformed JSON'], id='deep'),
+    ('a.jsonl', b'instruction,output\nx,y\n', ['a.jsonl:1', 'if this is CSV, let its name']),
     ('a.jsonl', line(output=''), ['1 empty response']),
     ('a.json', b'{"instruction": ', ['a.json:1', 'malformed JSON']),
     ('a.json', b'[{"text": "x"}]\n[{"text": "y"}]', ['a.json:2', 'text after the ]']),

@@ -429,7 +429,7 @@ def test_figures_are_those_of_the_results():
     assert f'| {method}, examples/s | {told} |' in page
   int8, int4 = cells('quantized.md', 'int8'), cells('quantized.md', 'int4')
   assert f'{float(int8[2][:-1]):.1f} %'.replace('-', '−') in page
-  assert f'{float(int8[5][:-1]):.1f} %' in page and f'{float(int4[2][:-1]):.0f} %' in page
+  assert f'{float(int8[5][:-1]):.2f} %' in page and f'{float(int4[2][:-1]):.0f} %' in page
   page = PAGES['jobs/choose.md'].read_text()
   share, sure = cells('choose_races.md', 'true best is the winner or in the tie')[1:3]
   assert re.search(r'\((.+ %)\)', share).group(1) in page
@@ -475,7 +475,7 @@ def test_figures_of_the_readme_are_those_of_the_results():
   assert f'{float(cells("study_race.md", "10 | 32")[7]):.1f}×, one train program' in text
   int8 = cells('quantized.md', 'int8')
   assert f'perplexity {float(int8[2][:-1]):.1f} %'.replace('-', '−') in text
-  assert f'loss of LoRA at the end +{float(int8[5][:-1]):.1f} %' in text
+  assert f'loss of LoRA at the end +{float(int8[5][:-1]):.2f} %' in text
 
 
 def test_the_plan_of_the_paper_is_as_told():

@@ -152,10 +152,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bad_json(path: str, line: int, error: Exception) -> UserError:
-  reason = str(error)
+  reason, how = str(error), 'mend or remove it'
   if isinstance(error, json.JSONDecodeError):
     reason = f'{error.msg} at column {error.colno}'
-  return UserError(f'malformed JSON: {reason}', where=f'{path}:{line}', how='mend or remove it')
+    if line == 1 and error.pos == 0 and ',' in error.doc.partition('\n')[0]:
+      how += '; if this is CSV, let its name end in .csv'
+  return UserError(f'malformed JSON: {reason}', where=f'{path}:{line}', how=how)
 
 
 def _read_json_lines(path: str, text: str) -> Iterator[Raw]:

@@ -128,7 +128,7 @@ class Cohort:
       'shardings': jax.tree.map(lambda x: x.sharding, state.trained),
     }
 
-  def make_step(self, state: TrainState, documents: int) -> TrainStep:
+  def make_step(self, state: TrainState, documents: int = 0) -> TrainStep:
     """The train step for this state; see `step_options`."""
     return make_train_step(**self.step_options(state, documents))
 

@@ -65,6 +65,8 @@ def unfit(kind: str, cfg: ModelConfig, length: int, dtype: Any) -> str:
   if kind == 'splash' and length % _BLOCKS[-1]:
     return f'rows of {length} tokens are no multiple of {_BLOCKS[-1]}'
   if kind == 'cudnn':
+    if length % 2:
+      return f'cuDNN takes rows of even length, not of {length} tokens'
     if cfg.attn_softcap is not None:
       return 'cuDNN knows no soft cap of scores'
     if cfg.head_dim > 128 or cfg.head_dim % 8:

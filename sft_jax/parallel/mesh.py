@@ -69,10 +69,11 @@ def _fill(sizes: dict[str, int], count: int) -> tuple[int, ...]:
   known = math.prod(size for size in sizes.values() if size != -1)
   if count % known or (not free and known != count):
     noun = 'device' if count == 1 else 'devices'
+    left = 'config.mesh.fsdp=-1 takes what is left'
     raise UserError(
       f'the mesh does not fit {count} {noun}: its sizes multiply to {known}',
       where=where,
-      how=f'choose sizes whose product is {count}; config.mesh.fsdp=-1 takes what is left',
+      how=f'choose sizes whose product {"divides" if free else "is"} {count}; {left}',
     )
   return tuple(count // known if size == -1 else size for size in sizes.values())
 

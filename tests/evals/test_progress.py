@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from sft_jax.evals import asking, generation, loglik, progress
 from sft_jax.evals.answers import Answers
 from sft_jax.evals.layout import Text
 from sft_jax.evals.model import Subject
+from sft_jax.parallel import mesh as mesh_lib
 
 
 @pytest.fixture
@@ -50,7 +52,8 @@ def test_a_short_evaluation_tells_nothing(clock):
 def test_both_engines_tell_of_what_is_left_to_ask(kind, clock, monkeypatch, capsys):
   """Of two runs at once; what has been answered before is not counted."""
   checks = []
-  subject = Subject(None, {}, None, runs=2, check=lambda: checks.append(clock[0]))
+  mesh = mesh_lib.make_mesh(1, 1, 1, jax.devices()[:1])
+  subject = Subject(None, {}, mesh, runs=2, check=lambda: checks.append(clock[0]))
   requests = [generation.Request((i, 1), 4) for i in range(5)]
   texts = [Text(np.array([i, 1], np.int32), 1) for i in range(5)]
   kept = [Answers(), Answers()]
