@@ -53,11 +53,12 @@ def choose(
     dtype: Compute dtype.
     capability: Of a GPU; see `capability_of`.
   """
-  if wanted == 'auto':
-    wanted = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'xla')
-    if wanted == 'cudnn' and capability < _AMPERE:
-      wanted = 'xla'
-  return 'xla' if unfit(wanted, cfg, length, dtype) else wanted
+  known = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'xla')
+  if known == 'cudnn' and capability < _AMPERE:
+    known = 'xla'
+  # A kernel of other devices suits these no better than one that cannot take such rows.
+  chosen = known if wanted in ('auto', known) else 'xla'
+  return 'xla' if unfit(chosen, cfg, length, dtype) else chosen
 
 
 def unfit(kind: str, cfg: ModelConfig, length: int, dtype: Any) -> str:

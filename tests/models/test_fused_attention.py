@@ -115,6 +115,7 @@ def test_choice():
   assert choose('auto', CFG, 4096, 'tpu') == 'splash' and choose('auto', CFG, 4096, 'cpu') == 'xla'
   assert choose('auto', CFG, 4000, 'tpu') == 'xla'  # no multiple of a block
   assert choose('auto', CFG, 4096, 'gpu') == choose('cudnn', CFG, 4096, 'gpu') == 'cudnn'
+  assert choose('cudnn', CFG, 4096, 'cpu') == choose('splash', CFG, 4096, 'gpu') == 'xla'
   capped = FAMILIES['soft cap']
   assert choose('cudnn', capped, 4096, 'gpu') == choose('auto', CFG, 255, 'gpu') == 'xla'
   assert fused_attention.choose('cudnn', CFG, 4096, 'gpu', jnp.float32) == 'xla'
