@@ -103,11 +103,12 @@ def _graph(cfg: ModelConfig, variant: Variant) -> nnx.GraphDef:
   return nnx.split(nnx.eval_shape(lambda: Decoder(cfg, variant)), nnx.Param, LoraParam)[0]
 
 
-def _merge(cfg: ModelConfig, base: Tree, adapter: Tree | None) -> Decoder:
+def _merge(cfg: ModelConfig, base: Tree, adapter: Tree | None, whole: bool) -> Decoder:
   modules = (adapter or {}).get('layers', {})
   variant = Variant(
     adapted=frozenset(f'{block}/{name}' for block, inner in modules.items() for name in inner),
     quantized='kernel_scale' in base['layers']['attn']['q'],
+    whole=whole,
   )
   return nnx.merge(_graph(cfg, variant), nnx.State(base), nnx.State(adapter or {}))
 
@@ -247,7 +248,7 @@ def run(
   Returns:
     Hidden states after the final norm `[B,T,D]`, and what was kept, `[L,...]`.
   """
-  model, dtype = _merge(cfg, base, options.adapter), options.dtype
+  model, dtype = _merge(cfg, base, options.adapter, options.mesh is None), options.dtype
   rope = rope_lib.tables(cfg.ropes, positions, lengths, dtype)
   constrain = _spread(cfg, options)
   graph, stacked = nnx.split(model.layers)

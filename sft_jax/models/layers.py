@@ -48,15 +48,13 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     x: `[..., in]`.
     kernel: `[in, out]`, any float dtype.
   """
-  rows, columns = kernel.shape
-  narrow = _NARROW[0] <= columns <= min(_NARROW[1], rows // 2) and rows % _PARTS == 0
-  if narrow and x.ndim == 3 and x.shape[1] == 1:
-    return jax.lax.platform_dependent(x, kernel, cuda=_in_parts, default=_whole)
-  return _whole(x, kernel)
-
-
-def _whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.einsum('...i,io->...o', x, kernel.astype(x.dtype))
+
+
+def _narrow(x: jax.Array, kernel: jax.Array) -> bool:
+  rows, columns = kernel.shape
+  fits = _NARROW[0] <= columns <= min(_NARROW[1], rows // 2) and rows % _PARTS == 0
+  return fits and x.shape[1] == 1
 
 
 def _in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -130,10 +128,12 @@ class Variant:
   Attributes:
     adapted: Modules with a low-rank adapter, such as 'attn/q'.
     quantized: Kernels are small integers with scales (`quantize.py`).
+    whole: No device holds but a part of a kernel's rows.
   """
 
   adapted: frozenset[str] = frozenset()
   quantized: bool = False
+  whole: bool = False
 
 
 class Linear(nnx.Module):
@@ -148,11 +148,15 @@ class Linear(nnx.Module):
     self.bias = nnx.Param(zeros(stack, dout)) if bias else None
     self.lora_a = LoraParam(zeros(stack, din, 1)) if adapted else None
     self.lora_b = LoraParam(zeros(stack, 1, dout)) if adapted else None
-    self.salt = salt
+    self.salt, self.whole = salt, variant.whole
 
   def __call__(self, x: jax.Array, lora: 'LoraCall | None') -> jax.Array:
     if self.kernel_scale is None:
-      y = matmul(x, self.kernel[...])
+      kernel = self.kernel[...]
+      if self.whole and _narrow(x, kernel):
+        y = jax.lax.platform_dependent(x, kernel, cuda=_in_parts, default=matmul)
+      else:
+        y = matmul(x, kernel)
     else:
       y = integer_matmul(x, self.kernel[...], self.kernel_scale[...])
     # Named here, outside `matmul`: a rematerialisation policy does not look into its derivatives.

@@ -147,8 +147,20 @@ def test_products_in_parts():
   kernel = jax.random.normal(keys[1], (2048, 512)).astype(jnp.bfloat16)
   found = jax.vmap(layers._in_parts, (0, None))(x, kernel)
   np.testing.assert_allclose(found, x @ kernel.astype(jnp.float32), atol=1e-3)
-  text = lambda x: str(jax.make_jaxpr(layers.matmul)(x, kernel))
-  assert 'platform_index' in text(x[0]) and 'platform_index' not in text(x[0].swapaxes(0, 1))
+  assert layers._narrow(x[0], kernel) and not layers._narrow(x[0].swapaxes(0, 1), kernel)
+
+
+def test_only_whole_kernels_are_cut_for_gpus(monkeypatch):
+  """Where devices share the rows of a kernel, parts of them would have to be sent."""
+  monkeypatch.setattr(layers, '_NARROW', (1, 64))
+  mesh = meshes.make_mesh(data=1, fsdp=4, tensor=1, devices=jax.devices()[:4])
+  cfg, one = common.config(), jnp.zeros((4, 1), jnp.int32)
+  base = common.params(cfg, 1)
+  text = lambda tokens, mesh: str(
+    jax.make_jaxpr(lambda: cached.decode(cfg, base, tokens, tokens, None, mesh=mesh)[0])()
+  )
+  assert 'platform_index' in text(one, None) and 'platform_index' not in text(one, mesh)
+  assert 'platform_index' not in text(jnp.zeros((4, 2), jnp.int32), None)
 
 
 @pytest.mark.parametrize('remat', sorted(set(decoder.REMAT_POLICIES) - {'none'}))
