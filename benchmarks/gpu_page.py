@@ -155,7 +155,7 @@ def page(found: Found) -> list[str]:
     ]
     lines += ['', *_table(('part', 'side', ''), ran)]
   if found['left-out']:
-    lines += ['', 'Not run:', *(f'- {name}: {why}' for name, why in found['left-out'].items())]
+    lines += ['', 'Left out:', *(f'- {name}: {why}' for name, why in found['left-out'].items())]
   return lines
 
 

@@ -162,7 +162,7 @@ def decode(told: Mapping[str, Any], tell: Tell) -> None:
       assert out.shape[1] == ids.shape[1] + new
       return time.perf_counter() - began
 
-    write(2)
+    write(few), write(many)
     seconds = [(write(many) - write(few)) / (many - few) for _ in range(2)]
     report['seconds'][str(size)] = seconds
     tell(report | _peak(device))
