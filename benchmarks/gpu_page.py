@@ -136,13 +136,12 @@ def page(found: Found) -> list[str]:
   """The result as Markdown."""
   facts, gpu = found['facts'], found['gpu']
   title = f'# On one {found["ceilings"]["device"]}' if gpu else '# Not measured on a GPU'
-  versions = ', '.join(f'{name} {version}' for name, version in facts['versions'].items())
   lines = [
     title,
     '',
     f'`{facts["command"]}`',
     '',
-    f'{facts["date"]}, {facts["machine"]}; {versions}.',
+    f'{facts["date"]}, {facts["machine"]}; {_versions(facts)}.',
   ]
   if gpu:
     lines += ['', *_figures(found)]
@@ -192,8 +191,10 @@ def _figures(found: Found) -> list[str]:
   ]
   head = ('program', 'plan', 'compiled here GiB', 'plan GiB', 'peak GiB', 'off')
   head += ('least s', 'plan s', 'measured s', 'off')
-  told = 'Plan: bytes as compiled without the chip (else as counted), time as its roofline over '
-  told += '`config.plan.attained`. Least: the roofline on the ceilings measured here.'
+  told = 'Plan: bytes as compiled without the chip (else as counted), time as the least it takes '
+  told += 'over `config.plan.attained`. Least: the roofline on the ceilings measured here.'
+  if again := found.get('planned'):
+    told += f' Planned later: `{again["command"]}`, {again["date"]}; {_versions(again)}.'
   return [*lines, '', told, '', *_table(head, rows), *_kernels(found)]
 
 
@@ -270,6 +271,10 @@ def _told(
       how.append(f'{known[f"{part}-ratio"]:.2f} × the peer')
     how += [f'not {note}' for note in report['notes']]
   return f'{report["tokens"] / seconds:,.0f} tokens/s', ', '.join(how)
+
+
+def _versions(facts: Mapping[str, Any]) -> str:
+  return ', '.join(f'{name} {version}' for name, version in facts['versions'].items())
 
 
 def _table(head: Cells, rows: Sequence[Cells]) -> list[str]:

@@ -248,8 +248,7 @@ def planned(one: Any, ceilings: Mapping[str, float], **changes: float) -> dict[s
     step, on the measured ceilings)}.
   """
   from configs import base
-  from sft_jax.ahead import asked, estimate, hours, plan
-  from sft_jax.parallel import roofline
+  from sft_jax.ahead import asked, estimate, hours, kernels, plan
 
   config = base.get_config()
   # Nothing but the tokens that are given.
@@ -259,7 +258,7 @@ def planned(one: Any, ceilings: Mapping[str, float], **changes: float) -> dict[s
   config.plan.room = int(changes.get('room', config.plan.room))
   config.eval.slots = int(changes.get('slots', 1))
   work = estimate.work(one)
-  bound = roofline.bound(work, one.topology)
+  bound = kernels.bound(one)
   kinds = estimate.memory(one)
   part = plan.Part(one, cohorts=1, runs=one.runs, steps=1, snapshots=1)
   known = plan.Planned(part, None, {}, bound, kinds, [], {})
@@ -277,13 +276,13 @@ def compiled_bytes(told: Mapping[str, Any], attempt: tuple[int, str, str]) -> di
   from sft_jax.evals import caches
   from sft_jax.parallel import topology
 
-  # How many documents rows have is known where the data are, not where a study is planned.
-  one = setting({**told, 'documents': 0}, attempt)
+  one = setting(told, attempt)
   if why := topology.unable(one.topology):
     return {'failed': why}
   if told['kind'] == 'score':
     tokens = base.get_config().eval.tokens_per_batch
-    program = compiled.score(one, max(1, tokens // compiled.loglik.ROW))
+    rows = max(1, tokens // compiled.loglik.ROW)
+    program = compiled.score(one, rows, beginnings=rows)
   elif told['kind'] == 'decode':
     most = room(told)
     program = compiled.decode(one, max(told['batches']), most, before=caches.smaller(most))

@@ -105,7 +105,7 @@ EDGES = {
   'interactive.ask': 'utils data evals train.loop execution.opened',
   'interactive.chat': 'utils spec execution.opened .ask',
   'interactive.show_data': 'utils spec execution.inputs data execution.program',
-  'interactive.doctor_bench': 'utils parallel models train data execution.program',
+  'interactive.doctor_bench': 'utils spec parallel models train data ahead execution.program',
   'interactive.doctor': 'utils spec parallel evals .doctor_bench',
   # The package from Python does what the command line does.
   'api': (

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sft_jax.ahead import estimate
 from sft_jax.ahead import setting as setting_lib
 from sft_jax.ahead.setting import Setting
+from sft_jax.data import pack
 from sft_jax.evals import caches, loglik, slots
 from sft_jax.evals import model as eval_model
 from sft_jax.models import hf
@@ -44,6 +46,7 @@ class Program:
 
 def train(setting: Setting) -> Program:
   """The train step of a setting."""
+  told, setting = setting, dataclasses.replace(setting, documents=0)
   mesh = setting_lib.make_mesh(setting)
   held = setting_lib.weights(setting, mesh)
   state = setting_lib.train_state(setting, held)
@@ -57,16 +60,24 @@ def train(setting: Setting) -> Program:
   positions = setting.rows // setting.lanes // setting.shards * setting.length
   chunks = math.ceil(positions / min(setting.chunk, positions))
   turns = [chunks] if setting.micros == 1 else [setting.micros, chunks]
-  return _compile(lowered, kinds, turns, setting)
+  program = _compile(lowered, kinds, turns, setting)
+  # Of its sums of documents cuDNN tells a device only.
+  sums = [sum(estimate.memory(one).values()) for one in (told, setting)]
+  own = 0.0 if program.refused else sums[0] - sums[1]
+  kinds = program.kinds | {'activations': program.kinds.get('activations', 0.0) + own}
+  return dataclasses.replace(program, peak=program.peak + own, kinds=kinds)
 
 
-def score(setting: Setting, rows: int = 0, length: int = loglik.ROW) -> Program:
+def score(
+  setting: Setting, rows: int = 0, length: int = loglik.ROW, beginnings: int = 0
+) -> Program:
   """Scoring of texts by the base with its adapters, rows of `length` tokens.
 
   Args:
     setting: The model, its adapters and chips.
     rows: Over all chips; 0 for one a chip.
     length: Tokens a row.
+    beginnings: Shared ones whose keys and values are there meanwhile, `length` tokens each.
   """
   subject = _subject(setting)
   rows = rows or setting.shards
@@ -80,7 +91,12 @@ def score(setting: Setting, rows: int = 0, length: int = loglik.ROW) -> Program:
   lowered = loglik.lower(subject, batch, chunk)
   logits = 4.0 * max(subject.runs, 1) * chunk * setting.cfg.vocab_size / setting.mesh[2]
   kinds = {'parameters': _parameters(subject), 'logits': logits}
-  return _compile(lowered, kinds, [math.ceil(rows // setting.shards * length / chunk)], setting)
+  turns = [math.ceil(rows // setting.shards * length / chunk)]
+  program = _compile(lowered, kinds, turns, setting)
+  held = caches.shapes(subject, pack.round_up(beginnings, setting.shards), length)
+  size = setting_lib.shard_bytes(held) if beginnings else 0.0
+  kinds = program.kinds | ({'cache': size} if size else {})
+  return dataclasses.replace(program, peak=program.peak + size, kinds=kinds)
 
 
 def decode(setting: Setting, texts: int, room: int, steps: int = 8, before: int = 0) -> Program:

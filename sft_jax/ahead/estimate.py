@@ -12,7 +12,7 @@ from typing import Any
 from jax.sharding import AbstractMesh
 
 from sft_jax.ahead.setting import Setting
-from sft_jax.models import families, lora
+from sft_jax.models import families, fused_attention, lora
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import hlo, roofline, rules
 from sft_jax.parallel import mesh as mesh_lib
@@ -90,15 +90,18 @@ def memory(setting: Setting) -> dict[str, float]:
     gradients = 4 * trained + 8 * setting.lanes * adapter
   rows = setting.rows / setting.shards
   tokens = rows * setting.length
-  kept = (
+  held = (
     tokens
     * cfg.num_layers
-    * _kept(cfg, setting.remat, wide, tensor, 0 if setting.fused else setting.length)
+    * kept(cfg, setting.remat, wide, tensor, 0 if setting.fused else setting.length)
   )
   qkv = (cfg.num_heads + 2 * cfg.num_kv_heads) * cfg.head_dim / tensor
   scores = rows * cfg.num_heads / tensor * setting.length**2
   # Scores in float32, weights in the compute type.
   working = 0.0 if setting.fused else scores * (4 + wide)
+  if setting.apart:
+    what = setting.cfg, setting.rows // setting.shards, setting.length, setting.apart
+    working += fused_attention.document_bytes(*what) / tensor
   working += tokens * wide * (6 * cfg.hidden_size + 2 * qkv + 4 * cfg.intermediate_size / tensor)
   # The next layer's weights arrive while one is at work.
   gathered = 2 * wide * count.layers / cfg.num_layers / tensor if parts > tensor else 0.0
@@ -114,7 +117,7 @@ def memory(setting: Setting) -> dict[str, float]:
     'gradients': gradients,
     'logits': head_gradient,
     # Logits are gone before the first layer's backward pass begins.
-    'activations': kept + max(working + gathered, logits + whole_head - gradients),
+    'activations': held + max(working + gathered, logits + whole_head - gradients),
   }
 
 
@@ -129,20 +132,20 @@ def _adapter_on_chip(setting: Setting) -> float:
   return float(sum(math.prod(cut[path].shard_shape(shape)) for path, (_, shape) in table.items()))
 
 
-def _kept(cfg: ModelConfig, remat: str, wide: float, tensor: int, scored: int) -> float:
+def kept(cfg: ModelConfig, remat: str, wide: float, tensor: int, scored: int) -> float:
   """Bytes that one layer keeps of one token, and of so many scores, for the backward pass."""
   heads = cfg.num_heads * cfg.head_dim / tensor
   shared = cfg.num_kv_heads * cfg.head_dim / tensor
   inner = cfg.intermediate_size / tensor
   if remat == 'offload':
     return 0.0
-  kept = wide * cfg.hidden_size
+  size = wide * cfg.hidden_size
   if remat in ('dots', 'none'):
-    kept += wide * (heads + 2 * shared + 2 * cfg.hidden_size + 2 * inner)
+    size += wide * (heads + 2 * shared + 2 * cfg.hidden_size + 2 * inner)
   if remat == 'none':
-    kept += wide * (4 * cfg.hidden_size + 2 * heads + 2 * shared + 2 * inner)
-    kept += cfg.num_heads / tensor * scored * (4 + wide)
-  return kept
+    size += wide * (4 * cfg.hidden_size + 2 * heads + 2 * shared + 2 * inner)
+    size += cfg.num_heads / tensor * scored * (4 + wide)
+  return size
 
 
 def width(setting: Setting) -> float:
@@ -160,6 +163,38 @@ def kernel_bytes(setting: Setting) -> float:
 def streams(cfg: ModelConfig) -> int:
   """Numbers that a layer reads and writes for a token in one pass, without scores and weights."""
   return 10 * cfg.hidden_size + 4 * cfg.num_heads * cfg.head_dim + 5 * cfg.intermediate_size
+
+
+def again(setting: Setting) -> int:
+  """Times that layers are computed again for the backward pass."""
+  return _AGAIN[setting.remat]
+
+
+def attention_flops(setting: Setting) -> float:
+  """Of one chip in a step. Plain attention computes every score of a row, future ones too; a kernel
+  half of them, or of each document of a row."""
+  cfg = setting.cfg
+  scored = _scored(setting) * setting.length
+  flops = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * scored * _chip_tokens(setting)
+  # The last document is what is left of a row.
+  return flops * (0.5 / max(setting.apart - 1, 1) if setting.fused else 1.0)
+
+
+def score_bytes(setting: Setting) -> float:
+  """Bytes that plain attention moves on one chip in a step: a score is written and read in float32,
+  its weight in the compute type, in each pass."""
+  scores = _scored(setting) * setting.length * setting.cfg.num_heads * setting.cfg.num_layers
+  return _chip_tokens(setting) * scores * 2 * (4 + width(setting))
+
+
+def _scored(setting: Setting) -> int:
+  """Passes over scores, of which the backward one counts twice."""
+  return 3 + (again(setting) or int(setting.remat == 'dots'))
+
+
+def _chip_tokens(setting: Setting) -> float:
+  """Tokens of a step on one chip, padding included."""
+  return setting.micros * setting.rows * setting.length / setting.topology.chips
 
 
 def model_flops(setting: Setting) -> float:
@@ -181,21 +216,15 @@ def work(setting: Setting, collectives: Sequence[hlo.Collective] | None = None) 
   """
   cfg, count = setting.cfg, counts(setting)
   tensor = setting.mesh[2]
-  again = _AGAIN[setting.remat]
-  wide = _TYPES[setting.spec.compute_dtype]
-  chip_tokens = setting.micros * setting.rows * setting.length / setting.topology.chips
-  passes = 2 + again + (0 if setting.is_lora else 1)
-  flops = 2.0 * chip_tokens * (passes * count.layers + (passes - again) * count.head)
-  flops += 2.0 * chip_tokens * (3 + again) * count.adapter
-  # Plain attention computes every score of a row, future ones too; a kernel half of them.
-  attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * setting.length
-  scored = 3 + (again or int(setting.remat == 'dots'))
-  flops += chip_tokens * attention * scored * (0.5 if setting.fused else 1.0)
-  weights = (2 + again) * wide * count.matmul / tensor * setting.micros
-  scores = chip_tokens * setting.length * cfg.num_heads * cfg.num_layers
-  # A score is written and read in float32, its weight in the compute type, in each pass.
-  moved = weights + (0.0 if setting.fused else scores * 2 * (4 + wide) * scored)
-  moved += chip_tokens * wide * cfg.num_layers * streams(cfg) * (3 + again)
+  repeats, wide = again(setting), width(setting)
+  chip_tokens = _chip_tokens(setting)
+  passes = 2 + repeats + (0 if setting.is_lora else 1)
+  flops = 2.0 * chip_tokens * (passes * count.layers + (passes - repeats) * count.head)
+  flops += 2.0 * chip_tokens * (3 + repeats) * count.adapter
+  flops += attention_flops(setting)
+  weights = (2 + repeats) * wide * count.matmul / tensor * setting.micros
+  moved = weights + (0.0 if setting.fused else score_bytes(setting))
+  moved += chip_tokens * wide * cfg.num_layers * streams(cfg) * (3 + repeats)
   trained = setting.runs * count.adapter if setting.is_lora else count.all
   moved += 28.0 * trained / (setting.mesh[1] * tensor)
   if collectives is None:
@@ -212,8 +241,8 @@ def _traffic(setting: Setting, count: Counts, base: roofline.Work) -> roofline.W
   layers summed."""
   data, fsdp, tensor = setting.mesh
   cfg, wide = setting.cfg, _TYPES[setting.spec.compute_dtype]
-  again = _AGAIN[setting.remat]
-  kept = _KERNELS[setting.spec.quantize] or wide
+  repeats = again(setting)
+  stored = _KERNELS[setting.spec.quantize] or wide
   sent: dict[int, float] = {}
 
   def add(group: int, size: float) -> None:
@@ -221,7 +250,7 @@ def _traffic(setting: Setting, count: Counts, base: roofline.Work) -> roofline.W
       sent[group] = sent.get(group, 0.0) + size
 
   share = lambda n: (n - 1) / n
-  gathered = (2 + again) * kept * count.layers + 2 * wide * count.head
+  gathered = (2 + repeats) * stored * count.layers + 2 * wide * count.head
   add(fsdp, setting.micros * share(fsdp) * gathered / tensor)
   if not setting.is_lora:
     add(fsdp, setting.micros * share(fsdp) * 4 * count.all / tensor)
@@ -230,7 +259,7 @@ def _traffic(setting: Setting, count: Counts, base: roofline.Work) -> roofline.W
     add(fsdp * data, 2 * share(fsdp * data) * 4 * setting.runs * count.adapter)
   tokens = setting.micros * setting.rows / setting.shards * setting.length
   add(
-    tensor, (4 + 2 * again) * 2 * share(tensor) * wide * tokens * cfg.hidden_size * cfg.num_layers
+    tensor, (4 + 2 * repeats) * 2 * share(tensor) * wide * tokens * cfg.hidden_size * cfg.num_layers
   )
   near = {group: size for group, size in sent.items() if group <= setting.topology.near}
   far = sum(size for group, size in sent.items() if group not in near)

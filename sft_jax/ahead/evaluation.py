@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sft_jax.ahead import asked, estimate
+from sft_jax.ahead import asked, estimate, kernels
 from sft_jax.ahead.asked import Asked
 from sft_jax.ahead.setting import Setting
 from sft_jax.data import pack
@@ -59,7 +59,8 @@ def seconds(setting: Setting, each: Asked, config: Any) -> dict[str, float]:
   written = roofline.bound(decode_work(setting, texts, config.plan.room), setting.topology).seconds
   out = {'score': batches * read, 'decode': each.written / texts * written}
   # A budget is of the clock's seconds, these are the roofline's.
-  budget, total = config.eval.budget_seconds * config.plan.attained, sum(out.values())
+  share = config.plan.attained or kernels.ASSUMED
+  budget, total = config.eval.budget_seconds * share, sum(out.values())
   if budget and total > budget:
     out = {kind: spent * budget / total for kind, spent in out.items()}
   return out

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax import spec as spec_lib
-from sft_jax.ahead import compiled, estimate, evaluation, search
+from sft_jax.ahead import compiled, estimate, evaluation, kernels, search
 from sft_jax.ahead.setting import Setting
 from sft_jax.evals import caches
 from sft_jax.models import published, source
@@ -58,7 +58,7 @@ class Planned:
     part: The part.
     train: Its compiled step; None where it was counted only.
     evals: Compiled {'score', 'decode'}.
-    bound: Roofline of a step.
+    bound: The least a step takes.
     estimated: Bytes of each kind, counted.
     best: The best settings found; the compiled ones have a peak in `peaks`.
     peaks: {index into `best`: bytes on a chip as compiled}.
@@ -126,7 +126,8 @@ def make_setting(
       'give at most config.train.max_length',
     )
   length = config.train.row_length or spec.max_length
-  tokens = config.plan.tokens or tokens or spec.max_length
+  told = config.plan.tokens or tokens
+  tokens = told or spec.max_length
   filled = math.ceil(spec.batch_size * tokens / length)
   most = config.train.rows_per_micro or _TOKENS_PER_MICRO * shards // length
   rows = max(shards, min(most, runs * filled) // shards * shards)
@@ -144,6 +145,8 @@ def make_setting(
     remat,
     config.train.loss_chunk or 512,
     config.train.attention,
+    # What is left of a row is one more.
+    math.ceil(length / told) + 1 if told else 0,
   )
 
 
@@ -215,11 +218,12 @@ def plan(study: Any, config: Any, counted: Mapping[str, Any] | None = None) -> l
     UserError: no such topology, a share that is none, a mesh that does not multiply out, a model
       that cannot be read, or nothing to compile with though it was asked for.
   """
-  if not 0 < config.plan.attained <= 1:
+  if not 0 <= config.plan.attained <= 1:
     raise UserError(
       f'{config.plan.attained:g} is no share of the roofline',
       'config.plan.attained',
-      'give more than 0 and at most 1; --mode=doctor --config.doctor.bench=True measures yours',
+      'give at most 1, or 0 for the usual one; --mode=doctor --config.doctor.bench=True measures '
+      'yours',
     )
   whole = topology.parse(config.plan.topology)
   found = parts(study, config, whole, counted or {})
@@ -240,12 +244,13 @@ def _planned(part: Part, config: Any, compiles: bool) -> Planned:
     program = compiled.train(setting)
     if config.plan.evaluation:
       rows = config.eval.tokens_per_batch // compiled.loglik.ROW
-      evals['score'] = compiled.score(setting, max(1, rows // setting.shards) * setting.shards)
+      rows = max(1, rows // setting.shards) * setting.shards
+      evals['score'] = compiled.score(setting, rows, beginnings=rows)
       room = config.plan.room
       before = caches.smaller(room)
       evals['decode'] = compiled.decode(setting, config.eval.slots, room, before=before)
   collectives = program.collectives if program and not program.refused else None
-  bound = roofline.bound(estimate.work(setting, collectives), setting.topology)
+  bound = kernels.bound(setting, collectives)
   out = Planned(part, program, evals, bound, kinds, [], {})
   if not out.fits:
     tried = search.remedies(setting, out.correction)

@@ -7,9 +7,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from sft_jax.ahead import estimate
+from sft_jax.ahead import estimate, kernels
 from sft_jax.ahead.setting import Setting, steps_rows
-from sft_jax.parallel import roofline, topology
+from sft_jax.parallel import topology
 
 # Share of the memory that a setting may seem to need: estimates err.
 _MARGIN = 0.92
@@ -26,7 +26,7 @@ class Choice:
   Attributes:
     setting: What is run.
     bytes: On one chip.
-    seconds: Of a step, at the roofline.
+    seconds: Of a step, at least.
     tokens_per_s: Of data, by all its runs, in this one program.
     copies: Such programs side by side on all chips.
   """
@@ -48,7 +48,7 @@ def choice(setting: Setting, copies: int = 1, correction: float = 1.0) -> Choice
   kinds = estimate.memory(setting)
   fixed = kinds['parameters'] + kinds['optimiser']
   size = fixed + correction * (sum(kinds.values()) - fixed)
-  bound = roofline.bound(estimate.work(setting), setting.topology)
+  bound = kernels.bound(setting)
   return Choice(setting, size, bound.seconds, setting.tokens / bound.seconds, copies)
 
 

@@ -16,8 +16,8 @@ from sft_jax import spec as spec_lib
 from sft_jax.data import pack
 from sft_jax.models import families, fused_attention, hf, lora, quantize
 from sft_jax.models.config import ModelConfig
+from sft_jax.parallel import gpu_target, rules, topology
 from sft_jax.parallel import mesh as mesh_lib
-from sft_jax.parallel import rules, topology
 from sft_jax.train import optimizer, precision
 from sft_jax.train.state import TrainState, init_state
 from sft_jax.train.step import TrainStep, make_train_step
@@ -66,9 +66,18 @@ class Setting:
   def fused(self) -> bool:
     """Whether a kernel attends, which keeps no scores and leaves future ones out."""
     dtype = jnp.dtype(self.spec.compute_dtype)
-    platform = {'cuda': 'gpu'}.get(self.topology.chip.platform, self.topology.chip.platform)
-    chosen = fused_attention.choose(self.attention, self.cfg, self.length, platform, dtype)
-    return chosen != 'xla'
+    chip = self.topology.chip
+    platform = {'cuda': 'gpu'}.get(chip.platform, chip.platform)
+    what = self.attention, self.cfg, self.length, platform, dtype
+    return fused_attention.choose(*what, gpu_target.capability(chip)) != 'xla'
+
+  @property
+  def apart(self) -> int:
+    """`documents`, if the kernel goes through them one by one; else 0."""
+    what = self.cfg, self.rows // self.shards, self.length, self.documents
+    capability = gpu_target.capability(self.topology.chip)
+    known = self.fused and fused_attention.by_document(*what, capability)
+    return self.documents if known else 0
 
   @property
   def is_lora(self) -> bool:

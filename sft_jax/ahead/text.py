@@ -7,7 +7,7 @@ from typing import Any
 
 from sft_jax.ahead import asked, compiled, estimate, evaluation, hours, plan
 from sft_jax.ahead.setting import Setting
-from sft_jax.parallel import hlo, topology
+from sft_jax.parallel import hlo, roofline, topology
 from sft_jax.utils import words
 
 _KINDS = ('parameters', 'optimiser', 'gradients', 'logits', 'cache', 'activations')
@@ -54,11 +54,7 @@ def _program(planned: plan.Planned, each: asked.Asked, config: Any) -> dict[str,
     'bytes': planned.train.kinds if planned.train else planned.estimated,
     'estimated_bytes': sum(planned.estimated.values()),
     'model_flops_a_step': needed,
-    'bound_s': {
-      'compute': planned.bound.compute,
-      'memory': planned.bound.memory,
-      'network': planned.bound.network,
-    },
+    'bound_s': _resources(planned.bound),
     'binding': planned.bound.binding,
     'tokens_per_s': setting.tokens / planned.bound.seconds,
     'mfu_bound': needed / peak_flops / planned.bound.seconds,
@@ -92,6 +88,11 @@ def _program(planned: plan.Planned, each: asked.Asked, config: Any) -> dict[str,
   return out
 
 
+def _resources(bound: roofline.Bound) -> dict[str, float]:
+  each = {'compute': bound.compute, 'memory': bound.memory, 'network': bound.network}
+  return each | ({'launch': bound.launch} if bound.in_turn else {})
+
+
 def _evaluation(program: compiled.Program) -> dict[str, Any]:
   return {
     'peak_bytes': program.peak,
@@ -112,13 +113,15 @@ def lines(found: Sequence[plan.Planned], config: Any, command: Sequence[str] = (
   ]
   for planned, one in zip(found, told['programs'], strict=True):
     out += ['', *_part_lines(planned, one, config, command)]
-  return [*out, '', *_total_lines(told, config)]
+  return [*out, '', *_total_lines(found, told, config)]
 
 
-def _total_lines(told: dict[str, Any], config: Any) -> list[str]:
+def _total_lines(found: Sequence[plan.Planned], told: dict[str, Any], config: Any) -> list[str]:
   """Hours of everything, what they assume, and what they leave out."""
-  spent, share = told['chip_hours'], config.plan.attained
-  out = [f'hours at {share:.0%} of the roofline (config.plan.attained), an assumption:']
+  spent, setting = told['chip_hours'], found[0].part.setting
+  train, other = (hours.share(kind, setting, config) for kind in ('train', 'score'))
+  at = f'{train:.0%}' if train == other else f'{train:.0%} (training) and {other:.0%}'
+  out = [f'hours at {at} of what chips allow (config.plan.attained), an assumption:']
   words_of = {
     'train': '',
     'score': '  (prompts of evaluations)',
@@ -127,8 +130,8 @@ def _total_lines(told: dict[str, Any], config: Any) -> list[str]:
   for kind in hours.KINDS:
     value, best = spent[kind], spent.get(f'{kind}_best')
     if value:
-      found = '' if best is None else f'; as found best {_short(best)}'
-      out.append(f'  {kind:<8}{_short(value)} chip-hours{found}{words_of[kind]}')
+      better = '' if best is None else f'; as found best {_short(best)}'
+      out.append(f'  {kind:<8}{_short(value)} chip-hours{better}{words_of[kind]}')
   partly = any(program['steps'] == 0 for program in told['programs'])
   if not any(spent.values()):
     out.append('  unknown: set config.data.size, and config.plan.scored and written for evaluation')
@@ -184,9 +187,10 @@ def _part_lines(
   if one.get('collectives'):
     sent = ', '.join(f'{kind} {_gib(size)}' for kind, size in one['collectives'].items())
     out.append(f'  sent by each chip a step: {sent}')
+  how = 'kernels one after another' if planned.bound.in_turn else 'roofline'
   times = ', '.join(f'{name} {_seconds(value)}' for name, value in one['bound_s'].items())
   out.append(
-    f'  roofline of a step: {times}; {one["binding"]} binds, {one["tokens_per_s"]:,.0f} tokens/s, '
+    f'  {how} of a step: {times}; {one["binding"]} binds, {one["tokens_per_s"]:,.0f} tokens/s, '
     f'at most {one["mfu_bound"]:.0%} MFU'
   )
   for name, program in one['evaluation'].items():

@@ -4,6 +4,7 @@ Random weights and tokens: the shapes are a model's, the numbers mean nothing. N
 trainers: `benchmarks/` does that.
 """
 
+import copy
 import dataclasses
 import math
 import time
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sft_jax import spec as spec_lib
+from sft_jax.ahead import kernels
+from sft_jax.ahead.setting import Setting
 from sft_jax.data import pack
 from sft_jax.data.tokenize import Example
 from sft_jax.execution.program import by_backend
@@ -52,6 +56,7 @@ class Toy:
     batch: Learnt again in each step.
     tokens: Of the batch.
     flops: Of a step, as `chips.flops_per_token` counts them.
+    setting: The step as plans have it.
     compile_s: Seconds until the first step had run.
   """
 
@@ -61,6 +66,7 @@ class Toy:
   batch: Any
   tokens: int
   flops: float
+  setting: Setting | None = None
   compile_s: float = 0.0
 
   def losses(self, steps: int) -> list[float]:
@@ -115,7 +121,23 @@ def toy(config: Any, large: bool = False) -> Toy:
   matmul = families.matmul_params(cfg)
   each = chips.flops_per_token(matmul, cfg.num_layers, width, length, adapted)
   tokens = rows * length
-  return Toy(step, hf.init_params(cfg, mesh, dtype), state, batch, tokens, tokens * each)
+  base, flops = hf.init_params(cfg, mesh, dtype), tokens * each
+  return Toy(step, base, state, batch, tokens, flops, _setting(config, cfg, mesh, rows, length))
+
+
+def _setting(config: Any, cfg: ModelConfig, mesh: Any, rows: int, length: int) -> Setting | None:
+  """The step as plans have it; None where they do not know the devices."""
+  chips_ = topology.of_devices(jax.devices()[0].device_kind, jax.device_count())
+  if chips_ is None:
+    return None
+  config = copy.deepcopy(config)
+  with config.unlocked():
+    config.model.path, config.data.name, config.data.path = 'doctor', 'builtin', ''
+    config.train.method, config.model.quantize = 'lora', 'none'
+    config.lora.rank, config.lora.targets, config.lora.dropout = _RANK, 'all-linear', 0.0
+    spec = spec_lib.from_config(config, jax.default_backend())
+  sizes = tuple(mesh.shape[axis] for axis in mesh_lib.AXES)
+  return Setting(cfg, spec, chips_, sizes, 1, rows, 1, rows, length, 'none')
 
 
 def drawn(rng: np.random.Generator, vocab: int, length: int) -> Example:
@@ -138,8 +160,9 @@ def measure(config: Any) -> dict[str, float]:
   """{what: value}: products (TFLOP/s a device), copies and all-gathers (GB/s), tokens/s of a step.
 
   `plan-…` is what a plan of the same takes for granted: what the maker publishes, where the device
-  is known, and for the step what the products just measured would allow. `step-attained`, its share
-  of that, is what `config.plan.attained` asks for.
+  is known, and for the step what its kernels one after another allow (of other devices than GPUs,
+  the products just measured). `step-attained`, its share of that, is what `config.plan.attained`
+  asks for.
 
   Args:
     config: Devices.
@@ -190,6 +213,8 @@ def planned(tflops: float, one: Toy, seconds: float, kind: str) -> dict[str, flo
     if chip.platform == 'cuda' and jax.device_count() > 1:
       out['plan-all-gather-gb-per-s'] = chip.link / 1e9
   least = one.flops / (tflops * 1e12 * jax.device_count())
+  if one.setting is not None and chip is not None and chip.platform == 'cuda':
+    least = kernels.bound(one.setting).seconds
   out['plan-step-tokens-per-s'] = one.tokens / least
   out['step-attained'] = least / seconds
   return out

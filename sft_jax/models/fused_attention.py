@@ -103,9 +103,14 @@ def by_document(
     documents: Most of a row, of which padding is one; 0 where nobody knows.
     capability: See `capability_of`.
   """
-  kept = 8 * rows * length * documents * cfg.num_heads * cfg.head_dim
+  kept = document_bytes(cfg, rows, length, documents)
   few = 0 < documents <= _MOST_DOCUMENTS and kept <= _MOST_KEPT
   return few and capability >= _HOPPER and _cases(cfg, length) == [0]
+
+
+def document_bytes(cfg: ModelConfig, rows: int, length: int, documents: int) -> int:
+  """Bytes of the sums that cuDNN then keeps; args as of `by_document`."""
+  return 8 * rows * length * documents * cfg.num_heads * cfg.head_dim
 
 
 def fused(

@@ -27,21 +27,32 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """Seconds that each resource needs by itself; the most is the least a step takes."""
+  """Seconds that each resource is needed for.
+
+  Attributes:
+    compute, memory, network: By itself.
+    launch: From kernels to the next ones.
+    in_turn: Whether a chip does one of these, but for the network, after the other, not meanwhile.
+  """
 
   compute: float
   memory: float
   network: float
+  launch: float = 0.0
+  in_turn: bool = False
 
   @property
   def seconds(self) -> float:
     """The least time, if all else happens meanwhile."""
+    if self.in_turn:
+      return max(self.compute + self.memory + self.launch, self.network)
     return max(self.compute, self.memory, self.network)
 
   @property
   def binding(self) -> str:
-    """compute | memory | network."""
-    return max(('compute', 'memory', 'network'), key=lambda name: getattr(self, name))
+    """compute | memory | network | launch."""
+    names = ('compute', 'memory', 'network', 'launch')
+    return max(names, key=lambda name: getattr(self, name))
 
 
 def bound(work: Work, topology: Topology) -> Bound:

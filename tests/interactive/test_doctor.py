@@ -12,6 +12,7 @@ import jax
 import pytest
 
 import sft_jax
+from sft_jax.ahead import kernels
 from sft_jax.evals import sandbox
 from sft_jax.interactive import doctor, doctor_bench
 from sft_jax.utils import log
@@ -169,6 +170,19 @@ def test_plans_know_what_makers_publish():
   assert found['plan-step-tokens-per-s'] == pytest.approx(1000 / 0.004)
   assert found['step-attained'] == pytest.approx(0.5)
   assert 'plan-matmul-tflops' not in doctor_bench.planned(1.0, one, 1.0, 'cpu')
+
+
+def test_a_known_gpu_is_measured_by_its_kernels(monkeypatch):
+  """`step-attained` is then a share of what plans of GPUs take."""
+  known = doctor_bench.topology.of_devices('NVIDIA H200', jax.device_count())
+  assert known.name == f'h200:{jax.device_count()}'
+  assert doctor_bench.topology.of_devices('TPU v5e', 8) is None
+  monkeypatch.setattr(doctor_bench.topology, 'of_devices', lambda kind, count: known)
+  one = doctor_bench.toy(settings())
+  assert one.setting.length * one.setting.rows == one.tokens and one.setting.is_lora
+  least = kernels.bound(one.setting).seconds
+  found = doctor_bench.planned(500.0, one, 4 * least, 'NVIDIA H200')
+  assert found['step-attained'] == pytest.approx(0.25)
 
 
 def test_the_command_fails_after_it_has_told(tmp_path):

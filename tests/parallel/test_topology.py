@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft_jax.parallel import topology
+from sft_jax.parallel import gpu_target, topology
 from sft_jax.utils.errors import UserError
 
 
@@ -63,7 +63,7 @@ def test_chips():
 def test_target_configs_tell_the_card():
   for kind, chip in topology.CHIPS.items():
     if chip.platform == 'cuda':
-      text = topology.target_config(topology.parse(kind).chip)
+      text = gpu_target.config(topology.parse(kind).chip)
       assert f'device_memory_size: {chip.memory}' in text and chip.name in text
 
 
