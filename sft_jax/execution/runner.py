@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from etils import epath
+
 from sft_jax import results
 from sft_jax import spec as spec_lib
 from sft_jax.execution import summary
@@ -15,7 +17,7 @@ from sft_jax.execution.job import Run
 from sft_jax.execution.session import Session
 from sft_jax.execution.workdir import Workdir
 from sft_jax.train import loop
-from sft_jax.utils import log
+from sft_jax.utils import lease, log
 from sft_jax.utils.errors import UserError
 
 __all__ = ['Member', 'Outcome', 'Run', 'export', 'run', 'run_cohort']
@@ -28,6 +30,8 @@ def run(config: Any, workdir: str) -> list[results.Row]:
     UserError: bad input; nothing was half-written.
     Interrupted: stopped after saving.
   """
+  # Its data need not be read to say so; processes of one run come by here before any holds it.
+  lease.refuse_if_held(epath.Path(workdir) / 'lease.json')
   with loop.StopSignal(config.max_seconds) as stop:
     with stop.at_once():
       job = Run(config, workdir, stop)

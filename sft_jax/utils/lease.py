@@ -233,6 +233,17 @@ def holder(path: epath.PathLike) -> dict[str, Any] | None:
   return {'host': held['host'], 'pid': held['pid'], 'silent-s': silent, 'expired': expired}
 
 
+def refuse_if_held(path: epath.PathLike) -> None:
+  """Raises `Held` where a process of this machine holds it, before anything is prepared for it.
+
+  In vain on other machines: for them `Lease` has to look on for a while.
+  """
+  file = epath.Path(path)
+  held = _read(file)[1]
+  if held is not None and process.lives(held):
+    raise _held(file, held)
+
+
 def _held(path: epath.Path, holder: dict[str, Any]) -> Held:
   return Held(
     f'{holder["host"]}, process {holder["pid"]}, is at work here',
