@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, gpu_page, gpu_shapes, report
+from sft_jax.parallel import topology
 
 _EVALUATED = (1, 'auto', 'full')
 
@@ -64,11 +65,18 @@ def main() -> None:
   parser.add_argument('--of', required=True, help='OF.json and OF.md of benchmarks.gpu')
   args = parser.parse_args()
   path = Path(f'{args.of}.json')
-  if not path.exists():
+  if not path.is_file():
     parser.error(f'--of: there is no {path}; python -m benchmarks.gpu --out={args.of} makes it')
-  found = json.loads(path.read_text())
-  if not found['chip']:
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as e:
+    parser.error(f'--of: {path} is no JSON: {e}')
+  if not (isinstance(found, dict) and {'chip', 'parts', 'facts', 'ceilings'} <= found.keys()):
+    parser.error(f'--of: {path} is no result of benchmarks.gpu')
+  if found['chip'] not in topology.CHIPS or not found['parts'].keys() <= gpu_shapes.PARTS.keys():
     parser.error(f'--of: {path} was not measured on a GPU that plans know')
+  if why := topology.unable(topology.parse(f'{found["chip"]}:1')):
+    parser.error(f'nothing here compiles for it: {why}')
   replan(found)
   facts = gpu.about(argparse.Namespace(command=[]))
   command = shlex.join(['python', '-m', 'benchmarks.gpu_plan', *sys.argv[1:]])

@@ -160,9 +160,13 @@ def kernel_bytes(setting: Setting) -> float:
   return _KERNELS[setting.spec.quantize] or width(setting)
 
 
-def streams(cfg: ModelConfig) -> int:
-  """Numbers that a layer reads and writes for a token in one pass, without scores and weights."""
-  return 10 * cfg.hidden_size + 4 * cfg.num_heads * cfg.head_dim + 5 * cfg.intermediate_size
+def streams(cfg: ModelConfig, tensor: int = 1) -> float:
+  """Numbers that a layer reads and writes for a token in one pass, without scores and weights.
+
+  What goes between layers is whole on each chip of `tensor`.
+  """
+  cut = 4 * cfg.num_heads * cfg.head_dim + 5 * cfg.intermediate_size
+  return 10 * cfg.hidden_size + cut / tensor
 
 
 def again(setting: Setting) -> int:
@@ -198,12 +202,16 @@ def _chip_tokens(setting: Setting) -> float:
 
 
 def model_flops(setting: Setting) -> float:
-  """FLOPs that a step needs, as `chips.flops_per_token` counts them: of its data, all chips."""
+  """FLOPs that a step needs, as `chips.flops_per_token` counts them: of its data, all chips.
+
+  Attention is that of an example, where a plan knows how long they are.
+  """
   count, cfg = counts(setting), setting.cfg
+  example = setting.length / max(setting.documents - 1, 1)
   adapter = count.adapter if setting.is_lora else None
   width = cfg.num_heads * cfg.head_dim
   return setting.tokens * chips.flops_per_token(
-    count.matmul, cfg.num_layers, width, setting.length, adapter
+    count.matmul, cfg.num_layers, width, example, adapter
   )
 
 
@@ -230,37 +238,49 @@ def work(setting: Setting, collectives: Sequence[hlo.Collective] | None = None) 
   if collectives is None:
     return _traffic(setting, count, roofline.Work(flops, moved))
   sent: dict[int, float] = {}
+  far: dict[int, float] = {}
   for one in collectives:
-    if not one.far:
-      sent[one.group] = sent.get(one.group, 0.0) + one.sent
-  return roofline.Work(flops, moved, sent, sum(one.sent for one in collectives if one.far))
+    of, group = (far, one.inside) if one.far else (sent, one.group)
+    of[group] = of.get(group, 0.0) + one.sent
+  return roofline.Work(flops, moved, sent, far)
 
 
 def _traffic(setting: Setting, count: Counts, base: roofline.Work) -> roofline.Work:
   """`base` with bytes sent, as the mesh asks for: weights gathered, gradients scattered, halves of
   layers summed."""
   data, fsdp, tensor = setting.mesh
-  cfg, wide = setting.cfg, _TYPES[setting.spec.compute_dtype]
-  repeats = again(setting)
+  wide, repeats = width(setting), again(setting)
   stored = _KERNELS[setting.spec.quantize] or wide
-  sent: dict[int, float] = {}
-
-  def add(group: int, size: float) -> None:
-    if group > 1:
-      sent[group] = sent.get(group, 0.0) + size
-
   share = lambda n: (n - 1) / n
   gathered = (2 + repeats) * stored * count.layers + 2 * wide * count.head
-  add(fsdp, setting.micros * share(fsdp) * gathered / tensor)
-  if not setting.is_lora:
-    add(fsdp, setting.micros * share(fsdp) * 4 * count.all / tensor)
-    add(data, 2 * share(data) * 4 * count.all / (fsdp * tensor))
+  sent = [(fsdp, tensor, setting.micros * share(fsdp) * gathered / tensor)]
+  if setting.is_lora:
+    both = fsdp * data
+    sent.append((both, tensor, 2 * share(both) * 4 * setting.runs * count.adapter))
   else:
-    add(fsdp * data, 2 * share(fsdp * data) * 4 * setting.runs * count.adapter)
+    sent.append((fsdp, tensor, setting.micros * share(fsdp) * 4 * count.all / tensor))
+    sent.append((data, fsdp * tensor, 2 * share(data) * 4 * count.all / (fsdp * tensor)))
+  sent.append((tensor, 1, halves_bytes(setting)))
+  return spread(setting, base, sent)
+
+
+def halves_bytes(setting: Setting) -> float:
+  """Bytes a chip sends in a step to sum what parts of layers over `tensor` gave."""
+  cfg, tensor = setting.cfg, setting.mesh[2]
   tokens = setting.micros * setting.rows / setting.shards * setting.length
-  add(
-    tensor, (4 + 2 * repeats) * 2 * share(tensor) * wide * tokens * cfg.hidden_size * cfg.num_layers
-  )
-  near = {group: size for group, size in sent.items() if group <= setting.topology.near}
-  far = sum(size for group, size in sent.items() if group not in near)
-  return roofline.Work(base.flops, base.moved, near, far)
+  each = width(setting) * tokens * cfg.hidden_size * cfg.num_layers
+  return (4 + 2 * again(setting)) * 2 * (tensor - 1) / tensor * each
+
+
+def spread(
+  setting: Setting, work: roofline.Work, sent: Sequence[tuple[int, int, float]]
+) -> roofline.Work:
+  """`work` that sends so much in groups of so many chips, each so many after the last."""
+  near: dict[int, float] = {}
+  far: dict[int, float] = {}
+  for group, stride, size in sent:
+    inside = setting.topology.inside(group, stride)
+    if group > 1:
+      of = near if inside == group else far
+      of[inside] = of.get(inside, 0.0) + size
+  return dataclasses.replace(work, sent=near, far=far)

@@ -6,7 +6,6 @@ token for each of `config.eval.slots` texts after another. Not for what is asked
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from sft_jax.ahead import asked, estimate, kernels
@@ -89,8 +88,9 @@ def score_work(setting: Setting, rows: int) -> roofline.Work:
   kept = estimate.kernel_bytes(setting) if setting.is_lora else wide
   whole = (kept * count.layers + wide * count.head) / tensor
   moved = whole + tokens * wide * cfg.num_layers * estimate.streams(cfg)
-  sent = [(fsdp, (fsdp - 1) / fsdp * whole), (tensor, _halves(setting, tokens * tensor))]
-  return _work(setting, flops, moved, sent)
+  sent = [(fsdp, tensor, (fsdp - 1) / fsdp * whole)]
+  sent.append((tensor, 1, _halves(setting, tokens * tensor)))
+  return estimate.spread(setting, roofline.Work(flops, moved), sent)
 
 
 def decode_work(setting: Setting, texts: int, room: int) -> roofline.Work:
@@ -109,9 +109,9 @@ def decode_work(setting: Setting, texts: int, room: int) -> roofline.Work:
   sums = each * (sums + 4.0 * cfg.vocab_size) / tensor
   gathered = each * wide * cfg.num_layers * heads / tensor
   share = lambda n: (n - 1) / n
-  sent = [(fsdp, share(fsdp) * (2 * sums + gathered))]
-  sent += [(tensor, _halves(setting, each / fsdp))]
-  return _work(setting, flops, moved, sent)
+  sent = [(fsdp, tensor, share(fsdp) * (2 * sums + gathered))]
+  sent.append((tensor, 1, _halves(setting, each / fsdp)))
+  return estimate.spread(setting, roofline.Work(flops, moved), sent)
 
 
 def cache_bytes(setting: Setting, texts: int, room: int) -> float:
@@ -134,15 +134,3 @@ def _halves(setting: Setting, tokens: float) -> float:
   cfg, tensor = setting.cfg, setting.mesh[2]
   size = 2 * cfg.num_layers * estimate.width(setting) * tokens * cfg.hidden_size
   return 2 * (tensor - 1) / tensor * size
-
-
-def _work(
-  setting: Setting, flops: float, moved: float, sent: Sequence[tuple[int, float]]
-) -> roofline.Work:
-  """Work that sends so much in groups of so many chips."""
-  near: dict[int, float] = {}
-  for chips, size in sent:
-    if 1 < chips <= setting.topology.near:
-      near[chips] = near.get(chips, 0.0) + size
-  far = sum(size for chips, size in sent if chips > setting.topology.near)
-  return roofline.Work(flops, moved, near, far)

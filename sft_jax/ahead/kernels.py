@@ -40,9 +40,16 @@ def bound(setting: Setting, collectives: Sequence[hlo.Collective] | None = None)
   flops, moved = _products(setting)
   flops += estimate.attention_flops(setting)
   moved += _streams(setting)
-  chip = setting.topology.chip
+  topology = setting.topology
+  # A layer waits for the sums of the one before.
+  waits = estimate.halves_bytes(setting) / topology.rate(setting.mesh[2])
   return roofline.Bound(
-    flops / chip.flops, moved / chip.bandwidth, whole.network, _LAUNCH * _count(setting), True
+    flops / _rate(setting),
+    moved / topology.chip.bandwidth,
+    whole.network,
+    _LAUNCH * _count(setting),
+    waits,
+    True,
   )
 
 
@@ -51,21 +58,25 @@ def attained(setting: Setting, told: float) -> float:
   return told or (TRAINING if setting.topology.chip.platform == 'cuda' else ASSUMED)
 
 
+def _rate(setting: Setting) -> float:
+  """FLOP/s of products: with TensorFloat-32, which jax takes for float32, half as many."""
+  return setting.topology.chip.flops / (1 if estimate.width(setting) < 4 else 2)
+
+
 def _tokens(setting: Setting) -> float:
-  """Of a microbatch, on one chip, padding included."""
-  return setting.rows * setting.length / setting.topology.chips
+  """Of a microbatch, on each chip of those that share them, padding included."""
+  return setting.rows * setting.length / setting.shards
 
 
 def _products(setting: Setting) -> tuple[float, float]:
   """FLOPs of products that wait for arithmetic, and bytes of those that wait for memory."""
-  cfg, chip = setting.cfg, setting.topology.chip
-  again, tensor = estimate.again(setting), setting.mesh[2]
+  cfg, again, tensor = setting.cfg, estimate.again(setting), setting.mesh[2]
   tokens, wide = _tokens(setting), estimate.width(setting)
   flops = moved = 0.0
 
   def add(times: float, multiplied: float, size: float) -> None:
     nonlocal flops, moved
-    if multiplied / chip.flops > size / chip.bandwidth:
+    if multiplied / _rate(setting) > size / setting.topology.chip.bandwidth:
       flops += times * multiplied
     else:
       moved += times * size
@@ -77,45 +88,52 @@ def _products(setting: Setting) -> tuple[float, float]:
     if not (path.startswith('layers/') and path.endswith('/kernel')):
       continue
     layers, wide_in, wide_out = shape[0], shape[1], math.prod(shape[2:])
-    numbers = tokens * (wide_in + wide_out) + wide_in * wide_out / tensor
-    times = layers * setting.micros
-    add(passes * times, 2 * tokens * wide_in * wide_out, wide * numbers)
+    # What goes between layers is whole on each chip.
+    cut_in = path.split('/')[-2] in ('o', 'down')
+    sides = wide_in / tensor + wide_out if cut_in else wide_in + wide_out / tensor
+    multiplied, times = 2 * tokens * wide_in * wide_out / tensor, layers * setting.micros
+    add(passes * times, multiplied, wide * (tokens * sides + wide_in * wide_out / tensor))
     if path.removesuffix('/kernel') in modules:
       # A and B: what they read or write of the layer is what they take.
-      small = 2 * tokens * setting.spec.rank * (wide_in + wide_out)
-      add((3 + again) * times, small, wide * tokens * (wide_in + wide_out))
-  head = estimate.counts(setting).head
-  numbers = tokens * (cfg.hidden_size + cfg.vocab_size) + head / tensor
-  add((2 if setting.is_lora else 3) * setting.micros, 2 * tokens * head, wide * numbers)
+      small = 2 * tokens * setting.spec.rank * sides
+      add((3 + again) * times, small, wide * tokens * sides)
+  head = estimate.counts(setting).head / tensor
+  size = wide * (tokens * (cfg.hidden_size + cfg.vocab_size / tensor) + head)
+  add((3 if _trains_head(setting) else 2) * setting.micros, 2 * tokens * head, size)
   return flops, moved
+
+
+def _trains_head(setting: Setting) -> bool:
+  return not setting.is_lora and setting.spec.layers == 'all'
 
 
 def _streams(setting: Setting) -> float:
   """Bytes that all other kernels read and write."""
   cfg, count, spec = setting.cfg, estimate.counts(setting), setting.spec
-  again, tensor = estimate.again(setting), setting.mesh[2]
+  again, parts, tensor = estimate.again(setting), *setting.mesh[1:]
   tokens, wide = setting.micros * _tokens(setting), estimate.width(setting)
   passes = _PASSES + _OF_AGAIN * again + (_OF_ADAPTERS if setting.is_lora else 0.0)
-  numbers = passes * estimate.streams(cfg)
   scored = 0 if setting.fused else setting.length
   # What is kept begins as zeros.
-  kept = cfg.num_layers * estimate.kept(cfg, setting.remat, wide, 1, scored)
-  moved = tokens * (cfg.num_layers * wide * numbers + kept + _LOGIT * cfg.vocab_size)
+  kept = cfg.num_layers * estimate.kept(cfg, setting.remat, wide, tensor, scored)
+  moved = tokens * cfg.num_layers * wide * passes * estimate.streams(cfg, tensor)
+  moved += tokens * (kept + _LOGIT * cfg.vocab_size / tensor)
   if not setting.fused:
     moved += estimate.score_bytes(setting)
   # Each layer's weights are cut out of those of all, or put together; trained ones are cast before,
   # and their gradients put with those of all layers.
-  parts = setting.mesh[1]
   weights = setting.micros * count.layers / tensor
   sent = estimate.kernel_bytes(setting) if setting.is_lora else wide
   moved += (2 + again) * weights * (sent if parts > 1 else 0.0)
   if setting.is_lora:
     moved += (2 + again) * weights * 2 * sent / parts
   else:
-    chunks = setting.micros * math.ceil(_tokens(setting) / setting.chunk)
     cast = (2 + again) * (4 + wide) if spec.param_dtype == 'float32' else 0.0
-    # The head's gradient is added to for each chunk.
-    moved += (cast + 8) * weights / parts + 8.0 * chunks * count.head / tensor
+    moved += (cast + 8) * weights / parts
+  if _trains_head(setting):
+    # Its gradient is added to for each chunk.
+    chunks = setting.micros * math.ceil(_tokens(setting) / setting.chunk)
+    moved += 8.0 * chunks * count.head / tensor
   return moved + _adam(setting)
 
 

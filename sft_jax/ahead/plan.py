@@ -10,17 +10,15 @@ from typing import Any
 
 from sft_jax import spec as spec_lib
 from sft_jax.ahead import compiled, estimate, evaluation, kernels, search
+from sft_jax.ahead import setting as setting_lib
 from sft_jax.ahead.setting import Setting
 from sft_jax.evals import caches
 from sft_jax.models import published, source
 from sft_jax.models.config import ModelConfig
-from sft_jax.parallel import mesh as mesh_lib
 from sft_jax.parallel import roofline, topology
 from sft_jax.utils import log
 from sft_jax.utils.errors import UserError
 
-# Tokens of a microbatch on a chip where config.train.rows_per_micro is 0, as `job.make_loader` has.
-_TOKENS_PER_MICRO = 8192
 # Factors that runs of a cohort may differ in and that shape the program all the same.
 _SHAPING = ('batch_size', 'max_length', 'rank', 'dropout', 'layers')
 # Programs of a study that are compiled unless asked for: each takes a minute or so.
@@ -95,61 +93,6 @@ class Planned:
     return max(0.5, (self.peak - fixed) / max(sum(self.estimated.values()) - fixed, 1.0))
 
 
-def make_setting(
-  cfg: ModelConfig,
-  spec: spec_lib.RunSpec,
-  config: Any,
-  whole: topology.Topology,
-  runs: int,
-  tokens: float = 0.0,
-) -> Setting:
-  """The program that a cohort of `runs` would train with on these chips.
-
-  Args:
-    cfg: The model.
-    spec: Factors.
-    config: Of the runs.
-    whole: The chips.
-    runs: In the cohort.
-    tokens: Of an example, on average; 0 takes the most an example may have.
-
-  Raises:
-    UserError: a mesh that does not multiply out, or longer examples than there are.
-  """
-  mesh = mesh_lib.fill(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, whole.chips)
-  shards = mesh[0] * mesh[1]
-  if config.plan.tokens > spec.max_length:
-    raise UserError(
-      f'examples of {config.plan.tokens:g} tokens on average, of which none has more than '
-      f'{spec.max_length}',
-      'config.plan.tokens',
-      'give at most config.train.max_length',
-    )
-  length = config.train.row_length or spec.max_length
-  told = config.plan.tokens or tokens
-  tokens = told or spec.max_length
-  filled = math.ceil(spec.batch_size * tokens / length)
-  most = config.train.rows_per_micro or _TOKENS_PER_MICRO * shards // length
-  rows = max(shards, min(most, runs * filled) // shards * shards)
-  remat = 'full' if config.train.remat == 'auto' else config.train.remat
-  return Setting(
-    cfg,
-    spec,
-    whole,
-    mesh,
-    runs,
-    rows,
-    math.ceil(runs * filled / rows),
-    filled,
-    length,
-    remat,
-    config.train.loss_chunk or 512,
-    config.train.attention,
-    # What is left of a row is one more.
-    math.ceil(length / told) + 1 if told else 0,
-  )
-
-
 def parts(
   study: Any, config: Any, whole: topology.Topology, counted: Mapping[str, Any]
 ) -> list[Part]:
@@ -173,7 +116,7 @@ def parts(
     told = [counted[run.key] for run in cohort.runs if run.key in counted]
     known = len(told) == len(cohort.runs) and all(one.examples for one in told)
     tokens = max(one.tokens / one.examples for one in told) if known else 0.0
-    made = make_setting(cfgs[base], spec, first.config, whole, len(cohort.runs), tokens)
+    made = setting_lib.of_config(cfgs[base], spec, first.config, whole, len(cohort.runs), tokens)
     groups.setdefault(made, []).append(cohort)
   found = [_part(setting, cohorts, counted) for setting, cohorts in groups.items()]
   first = {part.setting.spec.base: index for index, part in reversed(list(enumerate(found)))}
@@ -265,9 +208,12 @@ def _planned(part: Part, config: Any, compiles: bool) -> Planned:
 def _found(planned: Planned, config: Any) -> list[search.Choice]:
   """Settings that fit in training and in evaluation, those that take the least of both first."""
   part, each = planned.part, evaluation.asked_of(planned.part.setting, config)
+  ranked = search.ranked(part.setting, part.runs, planned.correction)
+  if planned.fits:
+    ranked = [search.choice(part.setting, correction=planned.correction), *ranked]
   fitting = [
     one
-    for one in search.ranked(part.setting, part.runs, planned.correction)
+    for one in ranked
     if evaluation.held_bytes(one.setting, config) <= one.setting.topology.usable
   ]
   chips, tokens = part.setting.topology.chips, part.steps * part.setting.tokens
@@ -277,7 +223,7 @@ def _found(planned: Planned, config: Any) -> list[search.Choice]:
     return tokens / one.rate * chips + sum(evals.values())
 
   # Equals stay in the order of the search.
-  return sorted(fitting, key=spent) if part.steps else fitting
+  return sorted(fitting, key=spent if part.steps else lambda one: -one.rate)
 
 
 def _proved(remedies: Sequence[search.Remedy]) -> list[search.Remedy]:

@@ -13,7 +13,7 @@ from sft_jax.parallel import topology
 
 # Share of the memory that a setting may seem to need: estimates err.
 _MARGIN = 0.92
-_ROWS = (1, 2, 4, 8, 16)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 _REMAT = ('none', 'dots', 'full')
 _COHORTS = (1, 2, 4, 8, 16, 32)
 _TENSORS = (1, 2, 4, 8)

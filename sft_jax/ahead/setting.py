@@ -22,8 +22,11 @@ from sft_jax.train import optimizer, precision
 from sft_jax.train.state import TrainState, init_state
 from sft_jax.train.step import TrainStep, make_train_step
 from sft_jax.utils import trees
+from sft_jax.utils.errors import UserError
 
 Tree = dict[str, Any]
+# Tokens of a microbatch on a chip where config.train.rows_per_micro is 0, as `job.make_loader` has.
+_TOKENS_PER_MICRO = 8192
 # Axes of a batch: lanes, microbatches, rows, tokens.
 _ROWS = PartitionSpec(None, None, ('data', 'fsdp'), None)
 
@@ -117,10 +120,70 @@ class Setting:
 
 
 def steps_rows(setting: Setting, per_shard: int) -> Setting:
-  """The same step in microbatches of so many rows a shard, or fewer where it has no more rows."""
-  most = pack.round_up(setting.needed, setting.shards)
-  rows = min(per_shard * setting.shards, most)
-  return dataclasses.replace(setting, rows=rows, micros=math.ceil(setting.needed / rows))
+  """The same step in microbatches of at most so many rows a shard."""
+  micros, rows = _evenly(setting.needed, per_shard * setting.shards, setting.shards)
+  return dataclasses.replace(setting, rows=rows, micros=micros)
+
+
+def _evenly(needed: int, most: int, shards: int) -> tuple[int, int]:
+  """(microbatches, rows of each) for so many rows: the fewest, evenly, as `data.loader` does."""
+  blocks = math.ceil(needed / shards)
+  micros = math.ceil(blocks / max(1, most // shards))
+  return micros, math.ceil(blocks / micros) * shards
+
+
+def of_config(
+  cfg: ModelConfig,
+  spec: spec_lib.RunSpec,
+  config: Any,
+  whole: topology.Topology,
+  runs: int,
+  tokens: float = 0.0,
+) -> Setting:
+  """The program that a cohort of `runs` would train with on these chips.
+
+  Args:
+    cfg: The model.
+    spec: Factors.
+    config: Of the runs.
+    whole: The chips.
+    runs: In the cohort.
+    tokens: Of an example, on average; 0 takes the most an example may have.
+
+  Raises:
+    UserError: a mesh that does not multiply out, or longer examples than there are.
+  """
+  mesh = mesh_lib.fill(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, whole.chips)
+  shards = mesh[0] * mesh[1]
+  length, told = config.train.row_length or spec.max_length, config.plan.tokens or tokens
+  for most, key in ((spec.max_length, 'max_length'), (length, 'row_length')):
+    if told > most:
+      raise UserError(
+        f'examples of {told:g} tokens on average, of which none has more than {most}',
+        'config.plan.tokens' if config.plan.tokens else f'config.train.{key}',
+        f'give at most config.train.{key}' if config.plan.tokens else 'give as many as they have',
+      )
+  tokens = told or spec.max_length
+  filled = math.ceil(spec.batch_size * tokens / length)
+  most = config.train.rows_per_micro or _TOKENS_PER_MICRO * shards // length
+  micros, rows = _evenly(runs * filled, most, shards)
+  remat = 'full' if config.train.remat == 'auto' else config.train.remat
+  return Setting(
+    cfg,
+    spec,
+    whole,
+    mesh,
+    runs,
+    rows,
+    micros,
+    filled,
+    length,
+    remat,
+    config.train.loss_chunk or 512,
+    config.train.attention,
+    # What is left of a row is one more.
+    math.ceil(length / told) + 1 if told else 0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

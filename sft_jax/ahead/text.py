@@ -120,7 +120,8 @@ def _total_lines(found: Sequence[plan.Planned], told: dict[str, Any], config: An
   """Hours of everything, what they assume, and what they leave out."""
   spent, setting = told['chip_hours'], found[0].part.setting
   train, other = (hours.share(kind, setting, config) for kind in ('train', 'score'))
-  at = f'{train:.0%}' if train == other else f'{train:.0%} (training) and {other:.0%}'
+  percent = lambda share: f'{100 * share:.3g}%'
+  at = percent(train) + ('' if train == other else f' (training) and {percent(other)}')
   out = [f'hours at {at} of what chips allow (config.plan.attained), an assumption:']
   words_of = {
     'train': '',

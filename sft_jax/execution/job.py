@@ -317,7 +317,7 @@ def make_loader(
     row_length=train.row_length,
     rows_per_micro=train.rows_per_micro,
     # Runs side by side share the memory of one.
-    tokens_per_micro=tokens_per_micro() * shards,
+    tokens_per_micro=0 if train.rows_per_micro else tokens_per_micro() * shards,
     row_shards=shards,
     few_shapes=few_shapes,
     shape=shape,

@@ -122,12 +122,14 @@ def toy(config: Any, large: bool = False) -> Toy:
   each = chips.flops_per_token(matmul, cfg.num_layers, width, length, adapted)
   tokens = rows * length
   base, flops = hf.init_params(cfg, mesh, dtype), tokens * each
-  return Toy(step, base, state, batch, tokens, flops, _setting(config, cfg, mesh, rows, length))
+  known = _setting(config, cfg, mesh, rows, length) if large else None
+  return Toy(step, base, state, batch, tokens, flops, known)
 
 
 def _setting(config: Any, cfg: ModelConfig, mesh: Any, rows: int, length: int) -> Setting | None:
   """The step as plans have it; None where they do not know the devices."""
-  chips_ = topology.of_devices(jax.devices()[0].device_kind, jax.device_count())
+  each = jax.process_count(), jax.local_device_count()
+  chips_ = topology.of_devices(jax.devices()[0].device_kind, *each)
   if chips_ is None:
     return None
   config = copy.deepcopy(config)

@@ -41,6 +41,7 @@ class Collective:
     size: Bytes of its result on a chip.
     group: Chips that take part together.
     far: Whether its groups reach beyond `near` neighbouring devices.
+    inside: Chips of a group that are neighbours in this sense; 0 for all.
     times: How often it runs.
     shapes: Arrays of its result.
     source: Where in the traced program it comes from.
@@ -55,6 +56,7 @@ class Collective:
   shapes: tuple[str, ...]
   source: str
   inside_loop: bool
+  inside: int = 0
 
   @property
   def sent(self) -> float:
@@ -161,7 +163,9 @@ class Module:
           continue
         far = near > 0 and any(a // near != b // near for a, b in members)
         size = sum(map(_size, arrays))
-        made = Collective(kind, size, group, far, times, tuple(arrays), source(one), looped)
+        inside = 1 + sum(a // near == b // near for a, b in members) if far else 0
+        shapes, where = tuple(arrays), source(one)
+        made = Collective(kind, size, group, far, times, shapes, where, looped, inside)
         channel = re.search(r'channel_id=\d+', line)
         key = channel[0] if channel else f'{one.name} {len(out)}'
         if key not in out or times < out[key].times:

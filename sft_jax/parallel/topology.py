@@ -147,17 +147,23 @@ class Topology:
     """Bytes of a chip that a program may have."""
     return self.chip.memory * (GPU_SHARE if self.chip.platform == 'cuda' else 1.0)
 
-  def rate(self, group: int) -> float:
+  def inside(self, group: int, stride: int) -> int:
+    """Of so many chips, each `stride` after the last, those that one node has."""
+    return group if group * stride <= self.near else max(1, self.near // stride)
+
+  def rate(self, group: int, inside: int = 0) -> float:
     """Bytes/s in which each chip of a group takes part in a collective, sends and all.
 
-    A TPU's rings run in both directions of each side that is closed, on lines in one.
+    A TPU's rings run in both directions of each side that is closed, on lines in one. Those of GPUs
+    leave a node by the ports of the members that are in it.
 
     Args:
       group: Chips of the group, neighbours as far as the mesh allows.
+      inside: Those of them that one node has; 0 for all.
     """
     chip = self.chip
     if chip.platform == 'cuda':
-      return chip.link if group <= self.near else min(chip.link, chip.outside * self.near)
+      return chip.link if inside in (0, group) else min(chip.link, chip.outside * inside)
     rate, left = 0.0, group
     for side in sorted(self.shape, reverse=True):
       if side > 1 and left > 1:
@@ -173,11 +179,11 @@ def of_device(kind: str) -> Chip | None:
   return next((chip for chip in CHIPS.values() if chip.name == kind), None)
 
 
-def of_devices(kind: str, count: int) -> Topology | None:
-  """So many GPUs of one node, by jax's name of a device; None of others."""
+def of_devices(kind: str, nodes: int, count: int) -> Topology | None:
+  """So many GPUs a node, by jax's name of one; None of other devices, and of other numbers."""
   chip = of_device(kind)
   names = [name for name, one in CHIPS.items() if one is chip and one.platform == 'cuda']
-  return parse(f'{names[0]}:{count}') if names else None
+  return Topology(names[0], (nodes, count)) if names and count in _GPUS_A_NODE else None
 
 
 def parse(name: str) -> Topology:

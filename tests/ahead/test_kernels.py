@@ -3,17 +3,26 @@
 import copy
 import dataclasses
 import json
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import gpu_page, gpu_plan, gpu_shapes
 from configs import base
 from sft_jax import spec as spec_lib
-from sft_jax.ahead import estimate, kernels, plan
+from sft_jax.ahead import estimate, kernels, search
+from sft_jax.ahead import setting as setting_lib
+from sft_jax.data import tokenize
+from sft_jax.data.sampler import Sampler
+from sft_jax.execution import job
 from sft_jax.models import published
 from sft_jax.models.config import ModelConfig
 from sft_jax.parallel import roofline, topology
+from sft_jax.utils import chips
+from sft_jax.utils.errors import UserError
 from tests.ahead.test_ahead import LLAMA3, RAW, setting
 
 MEASURED = Path(__file__).parents[2] / 'benchmarks' / 'results' / 'gpu.json'
@@ -90,7 +99,7 @@ def test_a_plan_knows_of_documents_what_it_is_told_of_examples(told, documents):
   config.train.max_length, config.plan.tokens = 4096, told
   spec = spec_lib.from_config(config, 'gpu')
   cfg = ModelConfig.from_hf(published.raw_config(LLAMA3))
-  made = plan.make_setting(cfg, spec, config, topology.parse('h100:8'), 1)
+  made = setting_lib.of_config(cfg, spec, config, topology.parse('h100:8'), 1)
   assert made.documents == documents
 
 
@@ -119,3 +128,99 @@ def test_planning_again_changes_nothing_that_was_measured(monkeypatch):
   gpu_plan.replan(again)
   assert again['parts'] == found['parts'] and again['ceilings'] == found['ceilings']
   assert again['plans'] == {part: {'bytes': 1.0} for part in found['parts']}
+
+
+def test_what_leaves_a_node_goes_by_the_ports_of_its_members():
+  one = dataclasses.replace(llama('h100:2x8', 'full'), chunk=512)
+  sent = lambda *mesh: estimate.work(dataclasses.replace(one, mesh=mesh))
+  assert set(sent(2, 8, 1).sent) == {8} and set(sent(2, 8, 1).far) == {1}
+  assert set(sent(1, 16, 1).far) == {8} and not sent(1, 16, 1).sent
+  # Tensor is innermost: then each of two chips of `fsdp` is in a node of its own.
+  across = sent(1, 2, 8)
+  assert set(across.sent) == {8} and set(across.far) == {1}
+  bound = roofline.bound(across, one.topology)
+  assert bound.network == pytest.approx(across.sent[8] / 450e9 + across.far[1] / 50e9)
+
+
+def test_tensor_parallelism_divides_no_residuals_and_is_waited_for():
+  one = dataclasses.replace(llama('h100:8', 'full', per_shard=4), chunk=512)
+  whole, cut = (
+    dataclasses.replace(one, mesh=mesh, rows=4 * mesh[1]) for mesh in ((1, 8, 1), (1, 1, 8))
+  )
+  # No more FLOPs a token, but more to read and write, and sums nobody can do without.
+  per_token = lambda one, name: getattr(kernels.bound(one), name) / one.rows
+  assert per_token(cut, 'compute') <= per_token(whole, 'compute')
+  assert per_token(cut, 'memory') > 1.5 * per_token(whole, 'memory')
+  assert kernels.bound(cut).waits > 0 == kernels.bound(whole).waits
+  best = search.ranked(dataclasses.replace(one, filled=64), 1)[0]
+  assert best.setting.mesh == (1, 8, 1)
+
+
+def test_float32_is_multiplied_as_tensorfloat():
+  one = dataclasses.replace(llama('h100:8', 'full', per_shard=4), chunk=512)
+  other = dataclasses.replace(one, spec=dataclasses.replace(one.spec, compute_dtype='float32'))
+  flops = estimate.work(other).flops
+  assert kernels.bound(other).compute == pytest.approx(2 * flops / one.topology.chip.flops)
+
+
+def test_attention_of_examples_is_counted_as_training_counts_it():
+  one = llama('h200:1', 'lora')
+  told = dataclasses.replace(one, documents=5)
+  a_row, quarter = (estimate.model_flops(each) for each in (one, told))
+  count, width = estimate.counts(one), one.cfg.num_heads * one.cfg.head_dim
+  each = chips.flops_per_token(count.matmul, one.cfg.num_layers, width, 1024, count.adapter)
+  assert quarter == one.tokens * each < a_row
+
+
+@pytest.mark.parametrize('filled, given, length', [(17, 0, 2048), (128, 32, 2048), (64, 64, 256)])
+def test_microbatches_of_a_plan_are_those_of_training(filled, given, length, monkeypatch):
+  config = base.get_config()
+  config.model.path, config.data.name = 'model', 'lima'
+  config.train.max_length = config.train.row_length = length
+  config.train.batch_size, config.train.rows_per_micro = filled, given
+  spec = spec_lib.from_config(config, 'gpu')
+  made = setting_lib.of_config(ModelConfig.from_hf(RAW), spec, config, topology.parse('h100:8'), 1)
+  monkeypatch.setattr(job, 'tokens_per_micro', lambda: 8192)
+  example = tokenize.Example(
+    np.zeros(length, np.int32), np.ones(length, np.float32), np.zeros(length, np.uint8), '', {}
+  )
+  run = types.SimpleNamespace(
+    config=config,
+    program=types.SimpleNamespace(shards=8),
+    data=types.SimpleNamespace(train=[example] * filled),
+    sampler=Sampler(filled, filled, 1.0, 0),
+  )
+  loader = job.make_loader([run], 1, False)
+  assert loader.shape == (1, made.micros, made.rows, length)
+
+
+@pytest.mark.parametrize('length, words', [(256, 'none has more than 256'), (4096, 'than 2048')])
+def test_examples_do_not_outgrow_their_rows(length, words):
+  config = base.get_config()
+  config.model.path, config.data.name = 'model', 'lima'
+  config.train.row_length, config.plan.tokens = length, 300 if length == 256 else 3000
+  spec = spec_lib.from_config(config, 'gpu')
+  with pytest.raises(UserError, match=words) as e:
+    setting_lib.of_config(ModelConfig.from_hf(RAW), spec, config, topology.parse('h100:8'), 1)
+  assert e.value.where == 'config.plan.tokens'
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('{', 'is no JSON'),
+    ('[]', 'no result of benchmarks.gpu'),
+    ('{"chip": "h200"}', 'no result of benchmarks.gpu'),
+    ('{"chip": "", "parts": {}, "facts": {}, "ceilings": {}}', 'not measured on a GPU'),
+    (None, 'nothing here compiles for it'),
+  ],
+)
+def test_a_page_that_cannot_be_planned_stays_as_it_is(text, words, tmp_path, monkeypatch, capsys):
+  file = tmp_path / 'gpu.json'
+  file.write_text(MEASURED.read_text() if text is None else text)
+  before = file.read_text()
+  monkeypatch.setattr(sys, 'argv', ['gpu_plan', f'--of={tmp_path / "gpu"}'])
+  monkeypatch.setattr(topology, 'unable', lambda one: 'no plugin')
+  with pytest.raises(SystemExit):
+    gpu_plan.main()
+  assert words in capsys.readouterr().err and file.read_text() == before

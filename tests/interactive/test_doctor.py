@@ -174,11 +174,13 @@ def test_plans_know_what_makers_publish():
 
 def test_a_known_gpu_is_measured_by_its_kernels(monkeypatch):
   """`step-attained` is then a share of what plans of GPUs take."""
-  known = doctor_bench.topology.of_devices('NVIDIA H200', jax.device_count())
-  assert known.name == f'h200:{jax.device_count()}'
-  assert doctor_bench.topology.of_devices('TPU v5e', 8) is None
-  monkeypatch.setattr(doctor_bench.topology, 'of_devices', lambda kind, count: known)
-  one = doctor_bench.toy(settings())
+  of = doctor_bench.topology.of_devices
+  known = of('NVIDIA H200', 1, jax.device_count())
+  assert known.name == f'h200:{jax.device_count()}' and of('NVIDIA H200', 2, 8).name == 'h200:2x8'
+  assert of('TPU v5e', 1, 8) is None and of('NVIDIA H200', 1, 3) is None
+  monkeypatch.setattr(doctor_bench, '_LARGE', doctor_bench._SMALL)
+  monkeypatch.setattr(doctor_bench.topology, 'of_devices', lambda *_: known)
+  one = doctor_bench.toy(settings(), large=True)
   assert one.setting.length * one.setting.rows == one.tokens and one.setting.is_lora
   least = kernels.bound(one.setting).seconds
   found = doctor_bench.planned(500.0, one, 4 * least, 'NVIDIA H200')

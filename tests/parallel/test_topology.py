@@ -57,7 +57,10 @@ def test_chips():
   # A group that fits one side uses that side alone.
   assert v5e.rate(16) == 2 * 45e9
   two = topology.parse('h100:2x8')
-  assert two.rate(8) == 450e9 and two.rate(16) == 400e9
+  assert two.rate(8) == 450e9 and two.rate(16, 8) == 400e9 and two.rate(2, 1) == 50e9
+  # Of neighbours, of every second, of one in each node.
+  assert [two.inside(16, 1), two.inside(8, 2), two.inside(2, 8)] == [8, 4, 1]
+  assert [two.inside(8, 1), two.inside(4, 2), two.inside(2, 4)] == [8, 4, 2]
 
 
 def test_target_configs_tell_the_card():
