@@ -20,8 +20,13 @@ try:
 
   from sft_jax import command_line, config_file
   from sft_jax.utils import peers, terminal
-except ImportError as e:  # What is imported later is told as any other end.
-  print(f'error: {installation.lacking(e)}', file=sys.stderr)
+except KeyboardInterrupt:
+  print('stopped by SIGINT, with nothing to be saved', file=sys.stderr)
+  sys.exit(3)
+except Exception as e:  # What is imported later is told as any other end.
+  if not (why := installation.fault(e)):
+    raise
+  print(f'error: {why}', file=sys.stderr)
   sys.exit(2)
 
 MODES = (
@@ -70,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise UserError(f'what is {argv[1]!r}?', 'command line', 'flags look like --name=value')
   if _CONFIG.value is None and _MODE.value not in _WITHOUT_CONFIG:
-    raise UserError('no config', '--config', 'for example --config=configs/quickstart.py')
+    raise _no_config()
   if not _WORKDIR.value and _MODE.value not in _WITHOUT_WORKDIR:
     raise UserError('no workdir', '--workdir', 'for example --workdir=runs/first')
   from sft_jax.utils import caches, io, log, words
@@ -91,6 +96,10 @@ def main(argv: Sequence[str]) -> None:
       ', '.join(outcome['failed']),
       'mend them as said above',
     )
+
+
+def _no_config() -> UserError:
+  return UserError('no config', '--config', 'for example --config=configs/quickstart.py')
 
 
 # One function a mode, of config and workdir; each returns what --json tells.
@@ -258,9 +267,16 @@ def _parse(argv: Sequence[str]) -> list[str]:
   if len(configs := command_line.values(argv, 'config')) > 1:
     how = 'give one; --config.KEY=VALUE changes what it says'
     raise UserError(f'{len(configs)} configs', ' '.join(f'--config={c}' for c in configs), how)
+  if {'-h', '--version'} & {*argv[1:]}:
+    argv = [arg.replace('-h', '--help') if arg == '-h' else arg for arg in argv]
+    if '--version' in argv:
+      print(installation.versions())
+      sys.exit(0)
   # The config has to come before the flags that change it; ml_collections looks in sys.argv too.
   sys.argv[:] = command_line.config_first(sys.argv)
   argv = command_line.with_config(argv, _WITH_USUAL_CONFIG)
+  if '' in configs:
+    raise _no_config()
   if config := command_line.value(argv, 'config'):
     config_file.check_values(config_file.load_config(config), config)
   try:
@@ -281,7 +297,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     raise UserError(f'unknown flag --{e.flagname}', 'command line', how) from e
   except flags.Error as e:
     what = config_file.last_line(e)
-    raise UserError(what, 'command line', 'see the comments in configs/base.py') from e
+    how = '--helpshort lists the flags, configs/base.py the keys of a config'
+    raise UserError(what, 'command line', how) from e
   except SystemExit:  # absl's own end, with 1, after --help.
     sys.exit(0)
 
@@ -296,22 +313,21 @@ def _ending_well(call: Callable[[], Any]) -> Any:
   except UserError as e:
     peers.await_verdict(e)
     line = f'error: {e}'
-  except ImportError as e:
-    why = installation.lacking(e)
-    peers.await_verdict(e)
-    line = f'error: {why}'
   except Interrupted as e:
     status, line = 3, f'stopped by {e}'
   except KeyboardInterrupt:
     status, line = 3, 'stopped by SIGINT, with nothing to be saved'
   except Exception as e:
+    fault = installation.fault(e)
     peers.await_verdict(e)
-    if not peers.several():
-      raise
-    # The process ends here: its end is no business of Python's any more.
-    traceback.print_exc()
-    status, line = 1, f'{type(e).__name__}: {e}'
-    peers.leave(status, line)
+    line = f'error: {fault}'
+    if fault is None:
+      if not peers.several():
+        raise
+      # The process ends here: its end is no business of Python's any more.
+      traceback.print_exc()
+      status, line = 1, f'{type(e).__name__}: {e}'
+      peers.leave(status, line)
   terminal.write(sys.stderr, f'{line}\n')
   peers.leave(status, line)
   sys.exit(status)

@@ -1,7 +1,9 @@
 """The notebooks run from top to bottom, on a tiny model; what is in git is stripped."""
 
+import importlib.util
 import json
 import os
+import subprocess
 import time
 
 import nbclient
@@ -48,6 +50,43 @@ def test_what_is_in_git_is_valid_and_stripped(path):
   for cell in notebook['cells']:
     if cell['id'] in ('install', 'devices'):
       assert cell['source'] == code[cell['id']]
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_the_switch_turns_to_lies_elsewhere(path):
+  """Otherwise a workdir that holds another run would refuse it."""
+  cells = json.loads(path.read_text())['cells']
+  source = ''.join(next(c['source'] for c in cells if c['metadata'].get('tags') == ['switch']))
+  places = set()
+  for full in ('False', 'True'):
+    names: dict[str, object] = {}
+    exec(source.replace('FULL = False', f'FULL = {full}'), names)
+    places.add(names['WORKDIR'])
+  assert len(places) == 2
+
+
+@pytest.mark.parametrize(
+  'on_tpu, source, wanted',
+  [
+    ('', '..', '..'),
+    ('TPU_NAME', '..', '..[tpu]'),
+    ('', 'git+https://host/it', 'sft_jax @ git+https://host/it'),
+    ('COLAB_TPU_ADDR', 'git+https://host/it', 'sft_jax[tpu] @ git+https://host/it'),
+  ],
+)
+def test_what_is_installed(on_tpu, source, wanted, monkeypatch):
+  cells = json.loads(NOTEBOOKS[0].read_text())['cells']
+  code = ''.join(next(cell['source'] for cell in cells if cell['id'] == 'install'))
+  for name in [name for name in os.environ if name.startswith(('TPU_', 'COLAB_TPU'))]:
+    monkeypatch.delenv(name)
+  if on_tpu:
+    monkeypatch.setenv(on_tpu, '1')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(os.path, 'exists', lambda path: True)
+  done = []
+  monkeypatch.setattr(subprocess, 'run', lambda command, check: done.append(command[-1]))
+  exec(code.replace("SOURCE = '..'", f'SOURCE = {source!r}'), {})
+  assert done == [wanted]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sft_jax import spec as spec_lib
-from sft_jax.utils import mixture
+from sft_jax.utils import foreign_keys, mixture
 from sft_jax.utils.errors import UserError
 
 Entry = dict[str, Any]
@@ -160,6 +160,7 @@ def _checked(key: str, value: Any, known: Mapping[str, Any], where: str) -> Any:
   if key not in known:
     near = difflib.get_close_matches(key, (*factors, *PER_RUN, *ALIASES), 1, 0.5)
     how = f'did you mean {near[0]}?' if near else 'configs/base.py lists all keys'
+    how = foreign_keys.answer(key) or how
     raise UserError(f'unknown key {key} in the sweep', where, how)
   if key not in (*factors, *PER_RUN):
     raise UserError(

@@ -151,7 +151,7 @@ def expand(
   runs: list[Planned] = []
   first: dict[str, int] = {}
   for number, entry in enumerate(grid.entries(config, sweep), 1):
-    with _naming(grid.place(number, entry)):
+    with _naming(grid.place(number, entry) if entry else ''):
       run = _planned(config, entry, backend)
       check(run.config)
       run.snapshots()
@@ -169,7 +169,8 @@ def _naming(entry: str) -> Iterator[None]:
   try:
     yield
   except UserError as e:
-    raise UserError(e.what, f'{e.where}; {entry}' if e.where else entry, e.how) from e
+    where = '; '.join(filter(None, (e.where, entry)))
+    raise UserError(e.what, where, e.how) from e
 
 
 def _planned(config: Any, entry: grid.Entry, backend: str) -> Planned:

@@ -52,13 +52,17 @@ def test_the_names_are_theirs():
     ('--epochs=3', 'did you mean --config.train.epochs?'),
     ('--wrkdir=out', 'did you mean --workdir?'),
     ('--optim=adamw_torch', 'always AdamW'),
+    ('--model=gpt2', '--config.model.path: a hub id'),
+    ('--mixed_precision=bf16', '--config.train.compute_dtype: auto is'),
+    ('--eval_batch_size=8', '--config.eval.tokens_per_batch: in tokens'),
+    ('--config.study.grid=lora_r=4,8', 'here it is config.lora.rank: the same'),
   ],
 )
 def test_the_command_line_answers(flag, ours):
   command = [sys.executable, '-m', 'sft_jax.main', '--config=sft', '--workdir=never', flag]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
-  assert done.stderr.startswith('error: unknown ') and ours in done.stderr
+  assert done.stderr.startswith('error: unknown ') and ours in done.stderr, done.stderr
 
 
 def test_a_config_file_is_answered_too(tmp_path):
