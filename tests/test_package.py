@@ -30,8 +30,8 @@ def wheel(tmp_path_factory):
     else:
       shutil.copy(REPOSITORY / part, source / part)
   command = (
-    *(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation'),
-    *('--no-index', f'--wheel-dir={out}', str(source)),
+    *(sys.executable, '-m', 'build', '--wheel', '--no-isolation'),
+    *(f'--outdir={out}', str(source)),
   )
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr[-2000:]
