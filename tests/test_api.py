@@ -93,6 +93,22 @@ def test_rows_samples_and_exports_are_the_runs(trained, lora_run, tmp_path):
   assert before == {p: p.stat().st_mtime_ns for p in lora_run.rglob('*') if p.is_file()}
 
 
+def test_an_export_replaces_nothing_but_an_export(tiny_files, lora_run, tmp_path):
+  shutil.copytree(lora_run, tmp_path / 'run')
+  run = sft_jax.open_run(str(tmp_path / 'run'))
+  adapter = tmp_path / 'run/export/peft'
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  base = pathlib.Path(tiny_files[0])
+  for form in ('peft', 'delta'):
+    for place in (tmp_path / 'run', tmp_path / 'run/export', tmp_path / 'run/weights', base):
+      with pytest.raises(UserError, match='the export directory'):
+        run.export(form, str(place))
+  assert before == {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  assert (base / 'model.safetensors').exists()
+  for form in ('peft', 'delta', 'peft'):
+    assert run.export(form, str(adapter)) == str(adapter)
+
+
 def test_texts_score_as_in_transformers(trained, peer):
   text = 'what is the sum of 5 and 6?'
   tokenizer = trained.model.tokenizer

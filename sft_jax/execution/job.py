@@ -27,6 +27,7 @@ from sft_jax.execution.cohort import Cohort, size_of
 from sft_jax.execution.program import Program, tokens_per_micro
 from sft_jax.execution.session import Session
 from sft_jax.execution.workdir import Workdir
+from sft_jax.models import export as export_lib
 from sft_jax.models import source
 from sft_jax.parallel import compile as compile_lib
 from sft_jax.parallel import mesh as mesh_lib
@@ -240,8 +241,14 @@ class Run:
       checkpoints: Where weights are kept.
       last: The weights after the last step, if at hand.
       out: Where to; '' is below `export/` of the workdir.
+
+    Raises:
+      UserError: a step that is not kept, or a directory that is no earlier export.
     """
     config, kept = self.config.export, checkpoints.weights_steps()
+    out, spec = out or os.fspath(self.export_path()), self.spec
+    # Before weights are read; here a delta's directory too, and the base's is known.
+    export_lib.check_place(out, self.model.checkpoint.files)
     step = self.total_steps if last is not None else kept[-1]
     if config.step:
       step = config.step
@@ -262,7 +269,6 @@ class Run:
       weights = last
     else:
       weights = checkpoints.restore_weights(step, self.program.abstract_weights())
-    out, spec = out or os.fspath(self.export_path()), self.spec
     data = datasets.source(spec.data_name, spec.data_path)
     card = summary.card(self.model.name, self.data.name, data, self.workdir.rows(), spec, step)
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,13 @@ _CARD_HEAD = (
   'base_model', 'datasets', 'license', 'language', 'library_name', 'pipeline_tag', 'model_name',
   'tags',
 )  # fmt: skip
+# By this line of its card an export of ours is known; and it holds nothing but these files.
+_MADE_HERE = re.compile(r'^Supervised fine-tuning of `.*` with sft_jax\.$', re.MULTILINE)
+_MAY_HOLD = re.compile(
+  r'README\.md|config\.json|generation_config\.json|adapter_(config\.json|model\.safetensors)|'
+  r'model(-\d+-of-\d+)?\.safetensors|model\.sftdelta|'
+  + '|'.join(map(re.escape, (hf_dir.INDEX, hf_dir.TEMPLATES, *hf_dir.TOKENIZER_FILES)))
+)
 
 
 def export_hf(
@@ -230,6 +238,44 @@ def _cell(value: Any) -> str:
   return ' '.join(text.replace('|', '\\|').split())
 
 
+def check_place(
+  out_dir: str | os.PathLike[str], base: Sequence[str | os.PathLike[str]] = ()
+) -> None:
+  """Refuses what an export must not replace: all but an earlier export, and nothing.
+
+  Only the first process looks, which is the one that writes.
+
+  Args:
+    out_dir: Where an export shall stand.
+    base: Files of the model that was trained, whose directory may be an earlier export itself.
+
+  Raises:
+    UserError: the base's directory, a file, or a directory with anything that no export holds.
+  """
+  target = epath.Path(out_dir)
+  if jax.process_index() != 0 or not target.exists():
+    return
+  real = lambda path: os.fspath(path) if io.is_remote(path) else os.path.realpath(path)
+  if real(target) in {real(epath.Path(file).parent) for file in base}:
+    raise UserError('the export directory is that of the base', str(out_dir), 'choose another')
+  held = {path.name for path in target.iterdir()} if target.is_dir() else {''}
+  others = sorted(name for name in held if not _MAY_HOLD.fullmatch(name))
+  if others or (held and not _is_ours(target / 'README.md')):
+    raise UserError(
+      f'the export directory holds other files{f" ({others[0]})" if any(others) else ""}, '
+      'or a model that is no export of ours',
+      str(out_dir),
+      'choose another, or remove it',
+    )
+
+
+def _is_ours(card: epath.Path) -> bool:
+  try:
+    return _MADE_HERE.search(card.read_bytes().decode(errors='replace')) is not None
+  except OSError:  # None there.
+    return False
+
+
 @contextlib.contextmanager
 def new_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path | None]:
   """Yields a scratch directory that becomes `out_dir` when the block ends without an error.
@@ -240,16 +286,11 @@ def new_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path | None]:
   Raises:
     UserError: `out_dir` holds something that is no export; full or read-only disk.
   """
+  check_place(out_dir)
   if jax.process_index() != 0:
     yield None
     return
   target = epath.Path(out_dir)
-  if target.exists():
-    held = {p.name for p in target.iterdir()} if target.is_dir() else {''}
-    if held and not held & {'config.json', 'adapter_config.json'}:
-      raise UserError(
-        'the export directory holds other files', str(out_dir), 'remove it or choose another'
-      )
   remote = io.is_remote(out_dir)
   with io.explain_os_errors(out_dir):
     if not remote:

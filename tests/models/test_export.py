@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from unittest import mock
 
 import jax
@@ -308,6 +309,26 @@ def test_refusals(tiny_llama_dir, tmp_path):
   with pytest.raises(UserError, match=r'model\.norm\.weight does not fit float16'):
     export.export_hf(tmp_path / 'out', cfg, params, ckpt, 'float16')
   assert not (tmp_path / 'out').exists()
+
+
+def test_only_an_earlier_export_is_replaced(tiny_llama_dir, tmp_path):
+  ckpt, cfg, params = open_model(tiny_llama_dir)
+  foreign = tmp_path / 'foreign'
+  shutil.copytree(tiny_llama_dir, foreign)
+  (foreign / 'README.md').write_text('A model of somebody.')
+  mine, adapter = tmp_path / 'mine', tmp_path / 'adapter'
+  export.export_hf(mine, cfg, params, ckpt)
+  peft.export_peft(adapter, cfg, an_adapter(cfg, 'q_proj'), RANK, ALPHA, ckpt=ckpt)
+  export.check_place(mine)
+  export.export_hf(adapter, cfg, params, ckpt)  # of another format
+  with pytest.raises(UserError, match='that of the base'):
+    export.check_place(mine, source.resolve(str(mine)).files)
+  (mine / 'notes.txt').touch()
+  for place in (foreign, mine, tmp_path):
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(UserError, match='holds other files'):
+      export.export_hf(place, cfg, params, ckpt)
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 @pytest.mark.parametrize('targets', ['all-linear', 'q_proj,v_proj'])
