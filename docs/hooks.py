@@ -107,7 +107,7 @@ def _values(key: str, value: Any) -> str:
   choices = factor.choices if factor else allowed if isinstance(allowed, tuple) else ()
   if choices:
     return ', '.join(f'`{choice}`' for choice in choices)
-  low = factor.low if factor else allowed
+  low = factor.low if factor else allowed[0] if isinstance(allowed, range) else allowed
   if isinstance(low, (int, float)):
     return f'{"above" if factor and factor.positive else "at least"} {low:g}'
   return {bool: '`True`, `False`', str: 'text', int: 'whole number', float: 'number'}[type(value)]

@@ -1,15 +1,18 @@
 """Config keys that are no factors of a run, and what they may be. Factors: `spec.py`."""
 
+_SEEDS = range(2**32)  # Carried as uint32.
+
 # Settings that are no factors: they change no trained weights, but may be wrong all the same.
-# Key -> choices, or the smallest value.
-SETTINGS: dict[str, tuple[str, ...] | int] = {
+# Key -> choices, the smallest value, or a range of values.
+SETTINGS: dict[str, tuple[str, ...] | int | range] = {
   'train.remat': ('auto', 'none', 'dots', 'full', 'offload'),
   'train.attention': ('auto', 'xla', 'splash', 'cudnn'),
   'train.layout': ('packed', 'padded'),
   **dict.fromkeys(('train.loss_chunk', 'train.row_length', 'train.rows_per_micro'), 0),
   'eval.limit': 0,
   'eval.template': ('train', 'raw', 'study', 'chat'),
-  **dict.fromkeys(('eval.precision', 'eval.budget_seconds', 'eval.seed'), 0),
+  **dict.fromkeys(('eval.precision', 'eval.budget_seconds'), 0),
+  'eval.seed': _SEEDS,
   'eval.slots': 1,
   'eval.run_code': ('no', 'yes', 'weak'),
   'eval.train_limit': 0,
@@ -35,7 +38,7 @@ SETTINGS: dict[str, tuple[str, ...] | int] = {
   'chat.template': ('auto', 'chat', 'study', 'raw'),
   'chat.max_new_tokens': 1,
   'chat.temperature': 0,
-  'chat.seed': 0,
+  'chat.seed': _SEEDS,
   'show.records': 0,
   'show.first': 0,
   'show.part': ('train', 'heldout'),

@@ -194,8 +194,13 @@ def check_settings(config: Any) -> None:
     UserError: a value outside its range, or settings that contradict a factor.
   """
   for key, allowed in SETTINGS.items():
-    choices, low = (allowed, None) if isinstance(allowed, tuple) else ((), allowed)
-    _checked(Factor(key, '', 'run', choices, low), _look_up(config, key))
+    if isinstance(allowed, tuple):
+      factor = Factor(key, '', 'run', allowed)
+    elif isinstance(allowed, range):
+      factor = Factor(key, '', 'run', low=allowed[0], high=allowed[-1])
+    else:
+      factor = Factor(key, '', 'run', low=allowed)
+    _checked(factor, _look_up(config, key))
   if config.export.format == 'peft' and config.train.method != 'lora':
     raise UserError(
       'a full fine-tune has no adapter', 'config.export.format', "use 'hf', or train with LoRA"

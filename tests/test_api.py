@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import sft_jax
+from sft_jax import spec
 from sft_jax.data import tokenize
 from sft_jax.utils.errors import UserError
 from tests import tiny
@@ -140,6 +141,71 @@ def log_likelihood(peer, ids, weights):
     logits = peer(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
   each = logits[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].double().numpy()
   return float(each @ weights), int(weights.sum())
+
+
+def test_a_pair_and_a_conversation_are_told_from_lists(trained):
+  wanted = trained.score(ANSWER)
+  messages = [
+    {'role': 'user', 'content': ANSWER[0][0]},
+    {'role': 'assistant', 'content': ANSWER[0][1]},
+  ]
+  for given in (ANSWER[0], messages, tuple(messages), (ANSWER[0],), [tuple(messages)]):
+    assert trained.score(given) == wanted
+  assert [one.tokens for one in trained.score(list(ANSWER[0]))] != [one.tokens for one in wanted]
+
+
+@pytest.mark.parametrize(
+  'texts, where',
+  [
+    ([('a', 'b', 'c')], r'texts\[0\]'),
+    (('a', 'b', 'c'), r'texts\[0\]'),
+    (['a', ['b', 'c']], r'texts\[1\]'),
+    (['a', 3], r'texts\[1\]'),
+    ([('a', None)], r'texts\[0\]'),
+    ([{'role': 'user'}], r'texts\[0\]'),
+    ([{'role': 'user', 'content': 'a'}, 'b'], r'texts\[0\]'),
+    (['a', []], r'texts\[1\]'),
+    ({'role': 'user', 'content': 'a'}, 'texts'),
+    (None, 'texts'),
+  ],
+)
+def test_what_is_no_text_is_not_scored(trained, texts, where):
+  with pytest.raises(UserError, match=rf'\({where}\) — give'):
+    trained.score(texts)
+
+
+@pytest.mark.parametrize(
+  'how, where',
+  [
+    ({'seed': -1}, 'seed'),
+    ({'seed': 2**32}, 'seed'),
+    ({'seed': 0.5}, 'seed'),
+    ({'max_new_tokens': -1}, 'max_new_tokens'),
+    ({'max_new_tokens': 1.5}, 'max_new_tokens'),
+    ({'max_new_tokens': True}, 'max_new_tokens'),
+    ({'temperature': -1}, 'temperature'),
+    ({'temperature': float('nan')}, 'temperature'),
+    ({'temperature': '1'}, 'temperature'),
+    ({'stops': ['']}, 'stops'),
+    ({'prompts': ['a', 3], 'max_new_tokens': 4}, r'prompts\[1\]'),
+  ],
+)
+def test_numbers_out_of_range_generate_nothing(trained, how, where):
+  with pytest.raises(UserError, match=rf'\({where}\) — give'):
+    trained.generate(**{'prompts': 'hello', **how})
+
+
+def test_the_last_seed_has_one_after_it(trained):
+  how = {'max_new_tokens': np.int64(4), 'temperature': 9.0}
+  first, second = trained.generate(['hello'] * 2, seed=2**32 - 1, **how)
+  assert second == trained.generate('hello', seed=0, **how)[0] != first
+
+
+@pytest.mark.parametrize('key', ['chat.seed', 'eval.seed'])
+def test_seeds_of_settings_have_a_bound(key):
+  spec.check_settings(sft_jax.get_config('sft', {key: 2**32 - 1}))
+  with pytest.raises(UserError, match=rf'out of range \(config\.{key}\) .* at most 4294967295'):
+    spec.check_settings(sft_jax.get_config('sft', {key: 2**32}))
 
 
 def test_answers_are_those_of_transformers(trained, peer):

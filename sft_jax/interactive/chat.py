@@ -66,7 +66,7 @@ class Talk:
       [prompt],
       max_new_tokens=chat.max_new_tokens,
       temperature=chat.temperature,
-      seed=chat.seed + len(self.messages),
+      seed=(chat.seed + len(self.messages)) % 2**32,
     )
     return said
 
