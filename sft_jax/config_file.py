@@ -55,12 +55,21 @@ def _packaged() -> str:
 def with_changes(config: Any, changes: Mapping[str, Any], where: str) -> Any:
   """A config with values changed by dotted key ('train.epochs'); the config given stays as it is.
 
+  Args:
+    config: The one to start from.
+    changes: {dotted key: value}; a path may be an `os.PathLike`, a number numpy's.
+    where: For messages.
+
   Raises:
     UserError: an unknown key, or a value of another type.
   """
+  if not isinstance(changes, Mapping):
+    raise UserError(
+      f'{changes!r:.80} are no changes', where, "give {'KEY': value}, such as {'train.epochs': 1.0}"
+    )
   config = config.copy_and_resolve_references()
   for key, value in changes.items():
-    key = key.removeprefix('config.')
+    key = str(key).removeprefix('config.')
     *path, last = key.split('.')
     inner = config
     for part in path:
@@ -69,14 +78,36 @@ def with_changes(config: Any, changes: Mapping[str, Any], where: str) -> Any:
       inner = inner[part]
     if not hasattr(inner, 'items') or last not in inner:
       raise unknown_key(f'config.{key}', where)
-    try:
-      inner[last] = value
-    except (TypeError, ValueError) as e:
-      raise UserError(
-        f'config.{key} is {value!r}: {last_line(e)}', where, f'give a value such as {inner[last]!r}'
-      ) from e
+    inner[last] = _fitting(value, inner[last], f'config.{key}', where)
   check_values(config, where)
   return config
+
+
+def _fitting(value: Any, held: Any, key: str, where: str) -> Any:
+  """A value as a config holds it, if it may stand where `held` does."""
+  if hasattr(held, 'items'):
+    if isinstance(value, Mapping):
+      return value
+    how = f'change its keys, such as {key}.{next(iter(held.keys()))}'
+    raise UserError(f'{key} is {value!r:.80}, and a group of keys', where, how)
+  if isinstance(value, os.PathLike):
+    value = os.fspath(value)
+  elif getattr(value, 'shape', None) == () and hasattr(value, 'item'):
+    value = value.item()  # numpy, which is not imported for this
+  wanted = type(held)
+  if wanted is float and type(value) is int:
+    return float(value)
+  if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(held, bool):
+    raise _wrong_type(key, value, held, where)
+  return value
+
+
+def _wrong_type(key: str, value: Any, held: Any, where: str, otherwise: str = '') -> UserError:
+  return UserError(
+    f'{key} is {value!r:.80}, of type {type(value).__name__}, not {type(held).__name__}',
+    where,
+    f'give a value such as {held!r}{otherwise}',
+  )
 
 
 def completed(held: Mapping[str, Any]) -> Any:
@@ -180,13 +211,9 @@ def check_values(config: Any, where: str) -> None:
   for key, default in known.items():
     if key not in given:
       raise UserError(f'{key} is missing', where, 'start from configs/base.py:get_config()')
-    value, wanted = given[key], type(default)
-    if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-      raise UserError(
-        f'{key} is {value!r}, not of type {wanted.__name__}',
-        where,
-        f'give a value such as {default!r}, or leave the key out',
-      )
+    value = given[key]
+    if not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool):
+      raise _wrong_type(key, value, default, where, ', or leave the key out')
 
 
 def changed(config: Any) -> dict[str, Any]:
