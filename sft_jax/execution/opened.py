@@ -163,6 +163,12 @@ def choose_step(kept: Checkpoints, step: str, directory: str) -> int:
     raise UserError('no weights are kept here', directory, 'see config.checkpoint.keep_weights')
   if step not in ('', 'best', 'last') and not step.isdecimal():
     raise UserError(f'{step!r} is no step', 'config.model.path', 'write run:DIR@best or @120')
+  if step.isdecimal() and int(step) not in steps:
+    raise UserError(
+      f'no weights of step {step}',
+      directory,
+      f'kept are {", ".join(map(str, steps))}; see config.checkpoint.keep_weights',
+    )
   best = kept.best_step() if step == 'best' else None
   return int(step) if step.isdecimal() else best or steps[-1]
 
