@@ -21,7 +21,7 @@ from sft_jax.execution.workdir import Workdir
 from sft_jax.interactive import show_data
 from sft_jax.interactive.ask import Model, Prompt, Score, template_of
 from sft_jax.utils import io, log
-from sft_jax.utils.errors import UserError
+from sft_jax.utils.errors import UserError, no_workdir
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -37,9 +37,11 @@ def get_config(argument: str = 'sft', changes: Mapping[str, Any] | None = None) 
   Raises:
     UserError: no such config, an unknown key, or a value of another type.
   """
-  config = config_file.load_config(argument)
-  config_file.check_values(config, argument)
-  return config_file.with_changes(config, changes or {}, 'changes')
+  if not isinstance(argument, (str, os.PathLike)):
+    raise _no_config(argument)
+  config = config_file.load_config(os.fspath(argument))
+  config_file.check_values(config, os.fspath(argument))
+  return config_file.with_changes(config, {} if changes is None else changes, 'changes')
 
 
 def run(config: ConfigDict, workdir: str) -> 'Run':
@@ -50,9 +52,10 @@ def run(config: ConfigDict, workdir: str) -> 'Run':
     Interrupted: stopped after saving; the same call goes on.
   """
   _prepare(config)
+  workdir = _place(workdir)
   if config.study.grid:
     raise UserError('a grid describes a study', 'config.study.grid', 'use run_study')
-  runner.run(config, os.fspath(workdir))
+  runner.run(config, workdir)
   return Run(workdir, config)
 
 
@@ -66,8 +69,9 @@ def open_run(workdir: str, config: ConfigDict | None = None) -> 'Run':
   Raises:
     UserError: no run there.
   """
-  held = opened.config_of(os.fspath(workdir))
-  return Run(workdir, config or ConfigDict(held['config']))
+  workdir = _place(workdir)
+  held = opened.config_of(workdir)
+  return Run(workdir, ConfigDict(held['config']) if config is None else config)
 
 
 def load_model(path: str, changes: Mapping[str, Any] | None = None) -> 'Model':
@@ -80,7 +84,7 @@ def load_model(path: str, changes: Mapping[str, Any] | None = None) -> 'Model':
   Raises:
     UserError: nothing usable there.
   """
-  config = get_config('base', {'model.path': path, **(changes or {})})
+  config = config_file.with_changes(get_config('base', changes), {'model.path': path}, 'path')
   _prepare(config)
   return Model(opened.open_model(config), template_of(config))
 
@@ -89,7 +93,7 @@ def tell_devices(config: ConfigDict | None = None) -> None:
   """Prints what is computed on; says of an idle GPU or TPU what to do."""
   from sft_jax.interactive import doctor
 
-  config = config or get_config('base')
+  config = get_config('base') if config is None else config
   _prepare(config)
   doctor.tell_devices(config)
 
@@ -121,7 +125,8 @@ def run_study(
   from sft_jax.execution import study_run
 
   _prepare(config)
-  study_run.run(config, [dict(entry) for entry in entries] or [{}], os.fspath(workdir))
+  workdir = _place(workdir)
+  study_run.run(config, _entries(entries), workdir)
   import pandas as pd
 
   return pd.read_csv(os.path.join(workdir, 'results.csv'))
@@ -134,7 +139,7 @@ def plan_study(
   from sft_jax.execution import study_run
 
   _prepare(config)
-  return study_run.plan_mode(config, [dict(entry) for entry in entries] or [{}], workdir)
+  return study_run.plan_mode(config, _entries(entries), _place(workdir) if workdir else '')
 
 
 def choose(config: ConfigDict, workdir: str) -> 'Page':
@@ -155,7 +160,8 @@ def choose(config: ConfigDict, workdir: str) -> 'Page':
   from sft_jax.decide import choose_mode
 
   _prepare(config)
-  told = choose_mode.run(config, os.fspath(workdir))
+  workdir = _place(workdir)
+  told = choose_mode.run(config, workdir)
   return Page(os.path.join(workdir, 'decision.html'), told)
 
 
@@ -171,7 +177,7 @@ def report(config: ConfigDict, workdir: str) -> 'Page':
   from sft_jax.analysis import report as report_lib
 
   _prepare(config)
-  told = report_lib.report(config, os.fspath(workdir))
+  told = report_lib.report(config, _place(workdir))
   return Page(told['report'], io.read_json(told['findings']))
 
 
@@ -202,7 +208,7 @@ class Run:
 
   def __init__(self, workdir: str, config: ConfigDict):
     """Reads nothing yet."""
-    self.workdir, self.config = os.fspath(workdir), config
+    self.workdir, self.config = _place(workdir), config
 
   def __repr__(self) -> str:
     return f'<sft_jax.Run {self.workdir}: {len(self.rows)} rows>'
@@ -273,8 +279,31 @@ class Run:
 
 def _prepare(config: Any) -> None:
   """Checks values and makes our lines visible, unless somebody has arranged that already."""
+  if not isinstance(config, ConfigDict):
+    raise _no_config(config)
   config_file.check_values(config, 'config')
   spec_lib.check_settings(config)
   log.setup_logging(once=True)
   # In a notebook without ipywidgets; our own progress needs none.
   warnings.filterwarnings('ignore', message='IProgress not found')
+
+
+def _no_config(given: Any) -> UserError:
+  how = "give a config, such as sft_jax.get_config('quickstart')"
+  return UserError(f'{given!r:.80} is no config', 'config', how)
+
+
+def _place(workdir: Any) -> str:
+  """A workdir as text; '' would be the current directory."""
+  path = os.fspath(workdir) if isinstance(workdir, (str, os.PathLike)) else ''
+  if not path or not isinstance(path, str):
+    raise no_workdir('workdir')
+  return path
+
+
+def _entries(entries: Any) -> list[dict[str, Any]]:
+  """The runs of a study; one without changes where none are given."""
+  if isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries):
+    how = "give a list of changes, such as [{'lora.rank': 8}]"
+    raise UserError(f'{entries!r:.80} is no list of runs', 'entries', how)
+  return [dict(entry) for entry in entries] or [{}]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft_jax.utils import installation
-from sft_jax.utils.errors import Interrupted, UserError
+from sft_jax.utils.errors import Interrupted, UserError, no_workdir
 
 try:
   from absl import app, flags
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
   if _CONFIG.value is None and _MODE.value not in _WITHOUT_CONFIG:
     raise _no_config()
   if not _WORKDIR.value and _MODE.value not in _WITHOUT_WORKDIR:
-    raise UserError('no workdir', '--workdir', 'for example --workdir=runs/first')
+    raise no_workdir('--workdir')
   from sft_jax.utils import caches, io, log, words
 
   if _CACHE.value:

@@ -73,14 +73,57 @@ def test_configs_are_found_by_name_and_changed_by_key(tmp_path, monkeypatch):
     ('nothing', {}, 'no Python file nothing.*configs/quickstart.py'),
     ('sft', {'train.epohcs': 1}, 'unknown config key config.train.epohcs.*train.epochs'),
     ('sft', {'train.num_train_epochs': 1}, 'here it is config.train.epochs: .*fractions'),
-    ('sft', {'train': 1}, 'config.train is 1|unknown|config.train'),
-    ('sft', {'train.epochs': 'two'}, 'config.train.epochs'),
+    ('sft', {'train.epochs': 'two'}, "config.train.epochs is 'two', of type str, not float"),
+    ('sft', {'train.epochs': True}, 'config.train.epochs is True, of type bool, not float'),
+    ('sft', {'data.size': np.bool_(True)}, 'config.data.size is True, of type bool, not int'),
+    ('sft', {'data.size': 1.5}, 'config.data.size is 1.5, of type float, not int'),
+    ('sft', {'data.path': None}, 'config.data.path is None, of type NoneType, not str'),
+    ('sft', {'train': 1}, 'config.train is 1, and a group of keys .* such as config.train.'),
+    ('sft', {3: 1}, 'unknown config key config.3'),
+    ('sft', [('train.epochs', 1)], 'are no changes .*{.train.epochs'),
+    (None, {}, r"None is no config .* give a config, such as sft_jax.get_config\('quickstart'\)"),
     ('sft', {'train.epochs.more': 1}, 'unknown config key'),
   ],
 )
 def test_bad_changes_are_named(name, changes, message):
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match=message) as said:
     sft_jax.get_config(name, changes)
+  assert 'override' not in str(said.value)
+
+
+def test_paths_and_numbers_of_numpy_are_taken(tmp_path):
+  changes = {
+    'data.path': tmp_path / 'd.jsonl',
+    'train.epochs': np.float32(1.5),
+    'data.size': np.int64(7),
+    'train.weight_decay': np.int32(1),
+    'study.wait': np.bool_(True),
+  }
+  config = sft_jax.get_config('sft', changes)
+  assert config.data.path == str(tmp_path / 'd.jsonl') and config.study.wait is True
+  assert (config.train.epochs, config.data.size, config.train.weight_decay) == (1.5, 7, 1.0)
+  assert type(config.data.size) is int and type(config.train.weight_decay) is float
+
+
+@pytest.mark.parametrize(
+  'call', ['run', 'view_data', 'run_study', 'plan_study', 'choose', 'report', 'tell_devices']
+)
+def test_what_is_no_config_is_said(call, tmp_path):
+  takes_none = ('view_data', 'tell_devices', 'plan_study')
+  given = ('quickstart',) if call in takes_none else ('quickstart', str(tmp_path))
+  with pytest.raises(UserError, match=r"give a config, such as sft_jax.get_config\('quickstart'\)"):
+    getattr(sft_jax, call)(*given)
+
+
+@pytest.mark.parametrize('workdir', ['', None, 3])
+@pytest.mark.parametrize('call', ['run', 'run_study', 'choose', 'report', 'open_run'])
+def test_no_workdir_is_not_the_current_one(call, workdir, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = sft_jax.get_config('quickstart', {'mesh.allow_idle': True})
+  given = (workdir,) if call == 'open_run' else (config, workdir)
+  with pytest.raises(UserError, match=r'no workdir \(workdir\) — for example'):
+    getattr(sft_jax, call)(*given)
+  assert not list(tmp_path.iterdir())
 
 
 def test_rows_samples_and_exports_are_the_runs(trained, lora_run, tmp_path):
@@ -253,6 +296,8 @@ def test_snapshots_are_told_apart(trained, lora_run):
   assert by_path.score(ANSWER) == trained.at(kept[-1]).score(ANSWER) == trained.score(ANSWER)
   with pytest.raises(UserError, match="'first' is no step"):
     trained.at('first')
+  with pytest.raises(UserError, match=rf'no weights of step 999 .* kept are .*{kept[-1]}'):
+    trained.at(999)
 
 
 def test_a_full_run_answers_too(full_run):
@@ -289,4 +334,6 @@ def test_what_cannot_be_done_is_said(trained, tiny_files, lora_run, tmp_path):
 def test_a_study_is_planned(tiny_files):
   config = tiny.config(*tiny_files, study__grid='lr=1e-3,1e-2')
   assert sft_jax.plan_study(config)['cost']['runs'] == 2
+  with pytest.raises(UserError, match='is no list of runs'):
+    sft_jax.plan_study(config, {'lora.rank': 2})
   assert sft_jax.plan_study(config, [{'lora.rank': 2}, {'lora.rank': 4}])['cost']['runs'] == 4

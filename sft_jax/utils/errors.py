@@ -30,3 +30,8 @@ class Diverged(UserError):
 
 class Interrupted(Exception):
   """A signal or time limit stopped the run; its state is saved. `main` exits with status 3."""
+
+
+def no_workdir(name: str) -> UserError:
+  """The error where a workdir is needed and none is given; `name` is the flag or argument."""
+  return UserError('no workdir', name, f'for example {name}=runs/first')
