@@ -8,7 +8,6 @@ lines are shown too.
 import dataclasses
 import html
 import itertools
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -172,7 +171,7 @@ def show(config: Any) -> dict[str, Any]:
     UserError: as a run would refuse the data.
   """
   found = view(config)
-  colour = terminal.is_terminal(sys.stdout) and 'NO_COLOR' not in os.environ
+  colour = terminal.takes_colour(sys.stdout)
   for line in found.lines(colour):
     log.say(line)
   return found.as_json()

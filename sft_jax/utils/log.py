@@ -197,14 +197,14 @@ def _is_before(line: str, step: int) -> bool:
 class Bar:
   """One bar line on a terminal; without one, a plain line every ten seconds.
 
-  NO_COLOR (any value) takes the colour away.
+  NO_COLOR (any value but an empty one) takes the colour away.
   """
 
   def __init__(self, stream: TextIO | None, quiet: bool, every_s: float):
     self._stream = stream or sys.stderr
     self._quiet, self._every = quiet, every_s
     self._tty = terminal.is_terminal(self._stream)
-    self._colour = self._tty and 'NO_COLOR' not in os.environ
+    self._colour = terminal.takes_colour(self._stream)
     self._drawn = float('-inf')
 
   def show(self, bar: Callable[[], str], plain: Callable[[], str], last: bool) -> None:

@@ -7,6 +7,13 @@ import contextlib
 import os
 from typing import TextIO
 
+# Controls (C0 and DEL) as their pictures, those of C1 as their numbers; lines and tabs stay.
+_VISIBLE = {
+  **{code: chr(0x2400 + code) for code in range(0x20) if code not in b'\n\t'},
+  0x7F: '\u2421',
+  **{code: f'\\x{code:02x}' for code in range(0x80, 0xA0)},
+}
+
 
 def write(stream: TextIO | None, text: str) -> bool:
   """Writes and flushes; returns whether that could be done.
@@ -52,3 +59,13 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty() and os.environ.get('TERM') != 'dumb'
   except ValueError:  # a closed file
     return False
+
+
+def takes_colour(stream: TextIO | None) -> bool:
+  """Whether what is written may be coloured: by a terminal, unless NO_COLOR has a value."""
+  return is_terminal(stream) and not os.environ.get('NO_COLOR')
+
+
+def visible(text: str) -> str:
+  """Text that is not ours, for a person's eyes: no control character in it moves a cursor."""
+  return text.translate(_VISIBLE)

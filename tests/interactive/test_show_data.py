@@ -71,7 +71,7 @@ def test_a_terminal_dims_and_a_file_brackets(settings, view, monkeypatch, capsys
   assert json.loads(json.dumps(told))['records'][0]['ids'] == list(first.ids)
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
   monkeypatch.setenv('TERM', 'xterm')
-  monkeypatch.delenv('NO_COLOR', raising=False)
+  monkeypatch.setenv('NO_COLOR', '')
   show_data.show(settings)
   said = capsys.readouterr().out
   assert f'\x1b[2m{seen[1]}\x1b[0m{learnt[1]}' in said and 'dimmed: only read' in said

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from sft_jax.utils import terminal
+from sft_jax.utils import log, terminal
 
 
 def test_lines_arrive(tmp_path):
@@ -58,3 +58,23 @@ def test_a_terminal_is_one_that_moves_its_cursor(monkeypatch):
   assert terminal.is_terminal(Terminal()) and not terminal.is_terminal(io.StringIO())
   monkeypatch.setenv('TERM', 'dumb')
   assert not terminal.is_terminal(Terminal())
+
+
+@pytest.mark.parametrize('value, coloured', [(None, True), ('', True), ('1', False)])
+def test_only_a_value_of_no_color_takes_the_colour(value, coloured, monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  monkeypatch.setenv('TERM', 'xterm')
+  monkeypatch.delenv('NO_COLOR', raising=False)
+  if value is not None:
+    monkeypatch.setenv('NO_COLOR', value)
+  assert terminal.takes_colour(Terminal()) == coloured
+  assert log.Bar(Terminal(), quiet=False, every_s=1)._colour == coloured
+  assert not terminal.takes_colour(io.StringIO()) and not terminal.takes_colour(None)
+
+
+def test_controls_are_seen_and_lines_and_tabs_stay():
+  assert terminal.visible('\x1b[2J\x07\r\x00\x04\b\x7f') == '␛[2J␇␍␀␄␈␡'
+  assert terminal.visible('a\tb\n\x9b2J é 🙂') == 'a\tb\n\\x9b2J é 🙂'
