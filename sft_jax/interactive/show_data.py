@@ -22,8 +22,9 @@ from sft_jax.execution import inputs, program
 from sft_jax.utils import log, terminal, words
 from sft_jax.utils.errors import UserError
 
-# Where there is no colour, what is learnt stands between these.
+# Where there is no colour, what is learnt stands between these; those of data become their numbers.
 _MARKS = ('⟦', '⟧')
+_NUMBERS = {ord(mark): f'\\u{ord(mark):04x}' for mark in _MARKS}
 _DIM, _PLAIN = '\x1b[2m', '\x1b[0m'
 _PART = '\ufffd'  # What a decoder gives for a part of a character.
 _WIDTH = 64  # Characters of a drawn row.
@@ -62,9 +63,13 @@ class Shown:
     return f'record {self.number} ({self.source}): {tokens}, {sum(self.learnt)} of them learnt{cut}'
 
   def text(self, colour: bool) -> str:
-    """The record, what is not learnt dimmed; without colour, what is learnt in brackets."""
+    """The record, what is not learnt dimmed; without colour, what is learnt in brackets.
+
+    Control characters and, without colour, brackets of the data are spelt out.
+    """
     parts = []
-    for learnt, piece in self.spans():
+    for learnt, span in self.spans():
+      piece = terminal.visible(span if colour else span.translate(_NUMBERS))
       if colour:
         parts.append(piece if learnt else f'{_DIM}{piece}{_PLAIN}')
       else:
@@ -96,9 +101,11 @@ class View:
     """For a terminal."""
     opened, closed = _MARKS
     told = 'dimmed: only read; the rest' if colour else f'between {opened} and {closed}'
-    lines = [*self.about, f'legend       {told}: learnt (has a loss)']
+    theirs = '' if colour else f'; such marks in the data: {" ".join(_NUMBERS.values())}'
+    lines = [*map(terminal.visible, self.about)]
+    lines.append(f'legend       {told}: learnt (has a loss){theirs}')
     for shown in self.records:
-      lines += ['', shown.head, shown.text(colour)]
+      lines += ['', terminal.visible(shown.head), shown.text(colour)]
     if self.rows:
       lines += ['', 'legend       |12─── example 12 among the records, empty: padding']
     for step, rows in enumerate(self.rows, 1):

@@ -80,6 +80,19 @@ def test_a_terminal_dims_and_a_file_brackets(settings, view, monkeypatch, capsys
   assert '\x1b' not in capsys.readouterr().out
 
 
+def test_data_move_no_cursor_and_are_not_taken_for_marks():
+  texts = ('ask\x1b[2J ⟦x⟧', 'say\x07\x9b\r\n\t⟧')
+  shown = show_data.Shown(0, 'a\x1b.jsonl:1', (1, 2), texts, (False, True), False)
+  view = show_data.View((shown,), (), 8, ('about \x1b[31m',))
+  plain, coloured = ('\n'.join(view.lines(colour)) for colour in (False, True))
+  assert 'ask␛[2J \\u27e6x\\u27e7⟦say␇\\x9b␍\n\t\\u27e7⟧' in plain
+  assert 'such marks in the data: \\u27e6 \\u27e7' in plain
+  assert '\x1b[2mask␛[2J ⟦x⟧\x1b[0msay␇\\x9b␍\n\t⟧' in coloured
+  for text in (plain, coloured.replace('\x1b[2m', '').replace('\x1b[0m', '')):
+    assert not {*'\x1b\x07\x9b\r'} & {*text}
+  assert view.as_json()['records'][0]['pieces'] == texts, 'programs get what is there'
+
+
 def test_a_notebook_sees_every_token_and_no_markup_of_the_data(view):
   page = view._repr_html_()
   boxes = sum(len(shown.ids) for shown in view.records)
