@@ -1,9 +1,12 @@
 """`--mode=chat`: a conversation with a model, or with two that are told the same, line by line.
 
 Reads standard input, from a terminal or a pipe, until it ends. Each model remembers its own
-answers. Not for scores: answers are as the template and the temperature make them.
+answers; a line that not all of them answer is remembered by none. Not for scores: answers are as
+the template and the temperature make them.
 """
 
+import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +16,7 @@ from ml_collections import ConfigDict
 from sft_jax import spec as spec_lib
 from sft_jax.execution import opened
 from sft_jax.interactive.ask import Model, Prompt, template_of
-from sft_jax.utils import log
+from sft_jax.utils import log, terminal
 from sft_jax.utils.errors import UserError
 
 _HELP = '/reset forgets what was said, /quit (or the end of input) leaves, /help says this'
@@ -24,12 +27,13 @@ class Talk:
 
   Attributes:
     model: Who answers.
+    name: Of the model, told apart from others.
     messages: All so far; '' in a raw template, where each line stands alone.
   """
 
-  def __init__(self, model: Model, config: Any):
+  def __init__(self, model: Model, name: str, config: Any):
     """Starts with what `config.chat` tells models first."""
-    self.model, self._config = model, config
+    self.model, self.name, self._config = model, name, config
     self.messages: list[dict[str, str]] = []
     self.reset()
 
@@ -38,35 +42,39 @@ class Talk:
     system = self._config.system
     self.messages = [{'role': 'system', 'content': system}] if system else []
 
-  def answer(self, line: str) -> str:
-    """What the model says; the oldest rounds are forgotten where all is too long for it.
+  def answer(self, line: str) -> tuple[str, list[dict[str, str]]]:
+    """What the model says, and the `messages` that make it remember this.
+
+    Without the oldest rounds, where all is too long for it. Nothing is remembered or forgotten
+    here: another model, told the same, may still refuse.
 
     Raises:
       UserError: this line alone is too long, or the template refuses it.
     """
     if self.model.template == 'raw':
-      return self._generate(line)
+      return self._generate(line, len(self.messages)), self.messages
     asked = {'role': 'user', 'content': line}
     first = 1 if self._config.system else 0
+    kept = [*self.messages]
     while True:
       try:
-        said = self._generate([*self.messages, asked])
+        said = self._generate([*kept, asked], len(kept))
         break
       except UserError:
-        if len(self.messages) <= first:
+        if len(kept) <= first:
           raise
-        log.say('(too long: the oldest question and its answer are forgotten)')
-        del self.messages[first : first + 2]
-    self.messages += [asked, {'role': 'assistant', 'content': said}]
-    return said
+        del kept[first : first + 2]
+    if len(kept) < len(self.messages):
+      log.say('(too long: answered without the oldest questions and their answers)')
+    return said, [*kept, asked, {'role': 'assistant', 'content': said}]
 
-  def _generate(self, prompt: Prompt) -> str:
+  def _generate(self, prompt: Prompt, before: int) -> str:
     chat = self._config
     (said,) = self.model.generate(
       [prompt],
       max_new_tokens=chat.max_new_tokens,
       temperature=chat.temperature,
-      seed=(chat.seed + len(self.messages)) % 2**32,
+      seed=(chat.seed + before) % 2**32,
     )
     return said
 
@@ -82,10 +90,13 @@ def chat(config: Any, workdir: str = '') -> dict[str, Any]:
     UserError: no such model.
   """
   spec_lib.check_settings(config)
-  talks = [Talk(model, config.chat) for model in _models(config, workdir)]
+  models = _models(config, workdir)
+  names = [model.name for model in models]
+  if len({*names}) < len(names):  # There are two at most.
+    names[1] += ' (2)'
+  talks = [Talk(model, name, config.chat) for model, name in zip(models, names, strict=True)]
   for talk in talks:
-    log.say(f'{talk.model.name}: template {talk.model.template}')
-  log.say(_HELP)
+    log.say(f'{talk.name}: template {talk.model.template}')
   rounds: list[dict[str, Any]] = []
   for line in _lines():
     if line in ('/reset', '/help'):
@@ -93,25 +104,39 @@ def chat(config: Any, workdir: str = '') -> dict[str, Any]:
         talk.reset()
       log.say('(forgotten)' if line == '/reset' else _HELP)
       continue
-    answers = {}
+    answers, remembered = {}, []
     try:
       for talk in talks:
-        answers[talk.model.name] = talk.answer(line)
-        log.say(f'{talk.model.name}> {answers[talk.model.name]}')
+        answers[talk.name], messages = talk.answer(line)
+        remembered.append(messages)
+        log.say(f'{talk.name}> {terminal.visible(answers[talk.name])}')
     except UserError as e:
-      log.say(f'({e})')
+      log.say(terminal.visible(f'({e})'))
       continue
     except KeyboardInterrupt:
       log.say('(stopped)')
       continue
+    for talk, messages in zip(talks, remembered, strict=True):
+      talk.messages = messages
     rounds.append({'user': line, 'answers': answers})
-  return {'models': [talk.model.name for talk in talks], 'rounds': rounds}
+  return {'models': names, 'rounds': rounds}
 
 
 def _lines() -> Iterator[str]:
-  """Lines that are not empty, until the end of input, Ctrl-C at the prompt, or /quit."""
+  """Lines that are not empty, until the end of input, Ctrl-C at the prompt, or /quit.
+
+  Says first how to talk, so that Ctrl-C ends as well from then on.
+  """
+  try:
+    log.say(_HELP)
+  except KeyboardInterrupt:
+    return
   if sys.stdin is None:  # Started without one: nobody asks.
     return
+  if isinstance(sys.stdin, io.TextIOWrapper):
+    # Bytes that are no text are no reason to end; once something is read it may be too late.
+    with contextlib.suppress(io.UnsupportedOperation):
+      sys.stdin.reconfigure(errors='replace')
   asks = sys.stdin.isatty()
   while True:
     try:

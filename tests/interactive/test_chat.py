@@ -1,5 +1,6 @@
 """Conversations: who answers, what is remembered, and how they end."""
 
+import io
 import json
 import signal
 import subprocess
@@ -87,7 +88,70 @@ def test_what_is_too_long_is_forgotten_from_its_beginning(tiny_files, monkeypatc
   done = talk(monkeypatch, [long, long, 'word ' * 200, long], config)
   assert [r['user'] for r in done['rounds']] == [long] * 3, 'what was never answered is no round'
   out = capsys.readouterr().out
-  assert 'oldest question and its answer are forgotten' in out and 'positions' in out
+  assert 'without the oldest questions and their answers' in out and 'positions' in out
+
+
+def two(tiny_files, monkeypatch, generate):
+  """The config of two models of one name, whose `generate` gets its number among all calls."""
+  calls = []
+
+  def counted(self, prompts, **how):
+    calls.append([m['content'] for m in prompts[0]])
+    return [generate(len(calls), calls[-1])]
+
+  monkeypatch.setattr(Model, 'generate', counted)
+  path = str(tiny_files[0])
+  return settings(model__path=path, chat__beside=path), calls
+
+
+def test_two_of_one_name_are_told_apart(tiny_files, monkeypatch, capsys):
+  config, _ = two(tiny_files, monkeypatch, lambda number, heard: f'answer {number}')
+  done = talk(monkeypatch, ['one'], config)
+  name = tiny_files[0].name
+  assert done['models'] == [name, f'{name} (2)']
+  assert done['rounds'][0]['answers'] == {name: 'answer 1', f'{name} (2)': 'answer 2'}
+  assert f'{name} (2)> answer 2' in capsys.readouterr().out
+
+
+def test_what_not_all_answer_is_remembered_by_none(tiny_files, monkeypatch):
+  def generate(number, heard):
+    if number == 4:
+      raise KeyboardInterrupt
+    return f'answer {number}'
+
+  config, calls = two(tiny_files, monkeypatch, generate)
+  done = talk(monkeypatch, ['one', 'two', 'three'], config)
+  assert [r['user'] for r in done['rounds']] == ['one', 'three']
+  assert calls[4:] == [['one', 'answer 1', 'three'], ['one', 'answer 2', 'three']]
+
+
+def test_what_can_never_fit_forgets_nothing(tiny_files, monkeypatch, capsys):
+  def generate(number, heard):
+    if heard[-1] == 'long':
+      raise UserError('too many tokens')
+    return f'answer {number}'
+
+  config, calls = two(tiny_files, monkeypatch, generate)
+  done = talk(monkeypatch, ['one', 'long', 'two'], config)
+  assert [r['user'] for r in done['rounds']] == ['one', 'two']
+  assert calls[-2:] == [['one', 'answer 1', 'two'], ['one', 'answer 2', 'two']]
+  out = capsys.readouterr().out
+  assert '(too many tokens)' in out and 'oldest' not in out
+
+
+def test_answers_move_no_cursor(tiny_files, monkeypatch, capsys):
+  config, _ = two(tiny_files, monkeypatch, lambda number, heard: 'a\x1b[2J\x07\r\nb')
+  done = talk(monkeypatch, ['one'], config)
+  assert {*done['rounds'][0]['answers'].values()} == {'a\x1b[2J\x07\r\nb'}
+  assert '> a␛[2J␇␍\nb\n' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('errors', ['strict', 'surrogateescape'])
+def test_lines_that_are_no_text_are_read_all_the_same(errors, tiny_files, monkeypatch):
+  raw = io.BytesIO(b'caf\xe9 x\nnext\n')
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(raw, 'utf-8', errors))
+  done = chat.chat(settings(model__path=str(tiny_files[0])))
+  assert [r['user'] for r in done['rounds']] == ['caf\ufffd x', 'next']
 
 
 @pytest.mark.parametrize(
