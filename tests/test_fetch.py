@@ -328,6 +328,18 @@ def test_a_full_disk_and_a_read_only_cache_are_one_line():
     assert words in line and '/cache' in line and 'HF_HOME' in line
 
 
+def test_a_home_that_is_a_file_is_one_line(tmp_path, tiny_files):
+  (tmp_path / 'file').write_text('')
+  environ = {**os.environ, 'HF_HOME': str(tmp_path / 'file'), 'HF_HUB_OFFLINE': '0'}
+  for name in ('HF_TOKEN', 'HF_TOKEN_PATH', 'HF_HUB_CACHE'):
+    environ.pop(name, None)
+  main = [sys.executable, '-m', 'sft_jax.main', '--mode=chat', '--config.model.path=org/none']
+  done = subprocess.run(main, **PIPES, env=environ, check=False, stdin=subprocess.DEVNULL)
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith('error: a file stands where a directory is needed')
+  assert 'set HF_HOME to a directory' in done.stderr and done.stderr.count('\n') == 1
+
+
 def test_the_token_goes_to_the_hub_alone(server, tiny_files, tmp_path, monkeypatch, said, capsys):
   monkeypatch.setenv('HF_TOKEN', CANARY)
   bring(tiny_files)

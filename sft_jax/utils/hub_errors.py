@@ -151,6 +151,9 @@ def _disk(chain: list[BaseException]) -> UserError | None:
       return UserError('the disk is full', place, f'free space or set HF_HOME, then {_AGAIN}')
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
       return UserError('the cache cannot be written', place, 'set HF_HOME to a place that can')
+    if number == errno.ENOTDIR:
+      how = 'set HF_HOME to a directory, and HF_HUB_CACHE too where it is set'
+      return UserError('a file stands where a directory is needed', place, how)
   return None
 
 
@@ -183,7 +186,10 @@ def without_token(text: str) -> str:
 def _token() -> str:
   from huggingface_hub import get_token
 
-  return get_token() or ''
+  try:
+    return get_token() or ''
+  except OSError:  # It cannot be read, so nothing was sent with it.
+    return ''
 
 
 def _chain(error: BaseException) -> list[BaseException]:
