@@ -8,6 +8,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from sft_jax.utils import io
+from sft_jax.utils.errors import UserError
 
 
 def use(directory: str, environ: MutableMapping[str, str]) -> None:
@@ -24,7 +25,10 @@ def use(directory: str, environ: MutableMapping[str, str]) -> None:
     UserError: it cannot be written.
   """
   root = Path(directory).expanduser().absolute()
-  io.require_writable(root)
+  try:
+    io.require_writable(root)
+  except UserError as e:
+    raise UserError(e.what, f'--cache={directory}', 'give a directory that can be written') from e
   home = environ.get('HF_HOME') or os.path.join(
     environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'huggingface'
   )

@@ -55,8 +55,13 @@ def test_libraries_and_ours_take_it(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError):
-    caches.use(str(tmp_path / 'file'), {})
+  refused = {f'{tmp_path}/file': 'a file stands where a directory is needed'}
+  if os.path.isdir('/proc/self'):
+    refused['/proc/nope'] = 'cannot be written'
+  for place, words in refused.items():
+    with pytest.raises(UserError, match=f'{words}.*--cache={place}') as caught:
+      caches.use(place, {})
+    assert '--workdir' not in str(caught.value)
 
 
 def test_two_places_are_refused(tmp_path):
