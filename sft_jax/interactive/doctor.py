@@ -14,12 +14,12 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sft_jax import spec as spec_lib
-from sft_jax.utils import caches, installation, io, log
+from sft_jax.utils import caches, hub_errors, installation, io, log
 from sft_jax.utils.errors import UserError
 
 _LITTLE = 5 << 30  # Bytes of disk or memory below which a real model hardly fits.
@@ -59,6 +59,7 @@ def examine(config: Any) -> dict[str, Any]:
     UserError: only for a bad config.
   """
   spec_lib.check_settings(config)
+  checks: list[Check] = []
   # What later ones need comes first: without devices there is no step.
   calls: list[tuple[str, Callable[[], list[Check]]]] = [
     ('python', _python),
@@ -67,32 +68,36 @@ def examine(config: Any) -> dict[str, Any]:
     ('memory', _memory),
     ('caches', lambda: _caches(config.cache_dir)),
     ('hub', lambda: [_hub(config.doctor.timeout)]),
-    ('train step', lambda: [_step(config)]),
+    ('train step', lambda: [_UNTRIED if 'devices' in _failed(checks) else _step(config)]),
     ('sandbox', _sandbox),
     ('TensorBoard', _tensorboard),
   ]
-  checks: list[Check] = []
   for name, call in calls:
     try:
       found = call()
     except UserError as e:
       found = [Check(name, 'failed', f'{e.what} ({e.where})', e.how)]
     except Exception as e:  # whatever a broken installation raises is what is looked for
-      found = [Check(name, 'failed', f'{type(e).__name__}: {e}'[:300], _INSTALL)]
+      how = _INSTALL if isinstance(e, ImportError) else _REPORT
+      found = [Check(name, 'failed', f'{type(e).__name__}: {e}'[:300], how)]
     checks += found
     for check in found:
       for line in check.lines:
         log.say(line)
-  failed = [check.name for check in checks if check.state == 'failed']
+  failed = _failed(checks)
   told = [dataclasses.asdict(check) for check in checks]
   out: dict[str, Any] = {'checks': told, 'failed': failed, 'bench': {}}
-  if config.doctor.bench and 'train step' not in failed:
+  if config.doctor.bench and not {'devices', 'train step'} & {*failed}:
     from sft_jax.interactive import doctor_bench
 
     out['bench'] = doctor_bench.measure(config)
     for name, value in out['bench'].items():
       log.say(f'{name:<24} {value:,.2f}')
   return out
+
+
+def _failed(checks: Sequence[Check]) -> list[str]:
+  return [check.name for check in checks if check.state == 'failed']
 
 
 def tell_devices(config: Any) -> None:
@@ -107,6 +112,8 @@ def tell_devices(config: Any) -> None:
 
 
 _INSTALL = 'install the requirements again: pip install -r requirements.txt'
+_REPORT = 'report it, with the lines above'
+_UNTRIED = Check('train step', 'note', 'not tried: no devices', 'mend devices, as said above')
 
 
 def _python() -> list[Check]:
@@ -231,7 +238,8 @@ def _hub(timeout: float) -> Check:
   if constants.HF_HUB_OFFLINE:
     how = 'unset it to fetch models and data'
     return Check('hub', 'note', 'HF_HUB_OFFLINE is set: not asked', how)
-  token, ask = get_token(), 'models?limit=1'
+  with hub_errors.explained('the token', 'model', ''):
+    token, ask = get_token(), 'models?limit=1'
   headers = {}
   if token:
     ask, headers = 'whoami-v2', {'Authorization': f'Bearer {token}'}
@@ -266,7 +274,7 @@ def _step(config: Any) -> Check:
   first, *_, last = toy.losses(8)
   found = f'compiled in {toy.compile_s:.1f} s, loss {first:.2f} → {last:.2f} in 8 steps'
   if not last < first:
-    return Check('train step', 'failed', found, 'report it, with the lines above')
+    return Check('train step', 'failed', found, _REPORT)
   return Check('train step', 'ok', found)
 
 

@@ -16,6 +16,7 @@ from sft_jax.ahead import kernels
 from sft_jax.evals import sandbox
 from sft_jax.interactive import doctor, doctor_bench
 from sft_jax.utils import log
+from sft_jax.utils.errors import UserError
 from tests import tiny
 
 
@@ -64,6 +65,12 @@ def broken(kind, monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, 'capabilities', lambda: {'network': 'not permitted'})
   if kind == 'python':
     monkeypatch.setattr(sys, 'version_info', (3, 10, 0, 'final', 0))
+  if kind in ('import', 'other'):
+
+    def fails():
+      raise ImportError('no such symbol') if kind == 'import' else RuntimeError('out of order')
+
+    monkeypatch.setattr(doctor, '_memory', fails)
   return settings(**changes)
 
 
@@ -71,7 +78,9 @@ def broken(kind, monkeypatch, tmp_path):
   'kind, failed, said',
   [
     ('packages', {'numpy', 'no_such_package'}, r"numpy .* is not <1\n.*pip install 'numpy<1'"),
-    ('devices', {'devices', 'train step'}, r'mesh does not fit 1 device'),
+    ('devices', {'devices'}, r'mesh does not fit 1 device[^✗]*· train step +not tried: no devices'),
+    ('import', {'memory'}, r'ImportError: no such symbol\n.*install the requirements again'),
+    ('other', {'memory'}, r'RuntimeError: out of order\n.*→ report it'),
     ('cache', {'cache'}, r'give --cache=DIR'),
     ('step', {'train step'}, r'loss 1.00 → 1.00'),
     ('sandbox', set(), r'· sandbox .*no network: not permitted\n.*run_code=weak'),
@@ -150,6 +159,23 @@ def test_no_hub_is_no_failure(monkeypatch):
   )
 
 
+def test_a_home_of_the_hub_that_is_a_file(monkeypatch, tmp_path):
+  from huggingface_hub import constants
+
+  (tmp_path / 'file').write_text('')
+  monkeypatch.delenv('HF_TOKEN', raising=False)
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+  monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'file' / 'token'))
+  with pytest.raises(UserError, match=r'a file stands where.*set HF_HOME to a directory'):
+    doctor._hub(5.0)
+
+
+def test_nothing_is_measured_without_devices(monkeypatch):
+  monkeypatch.setattr(doctor_bench, 'measure', lambda config: pytest.fail('measured'))
+  changes = {'mesh.data': 3, 'mesh.fsdp': 1, 'doctor.bench': True}
+  assert doctor.examine(settings(**changes))['failed'] == ['devices']
+
+
 def test_measurements_are_positive_and_the_gather_needs_company(monkeypatch):
   monkeypatch.setattr(doctor_bench, '_LARGE', doctor_bench._SMALL)
   found = doctor_bench.measure(settings())
@@ -196,5 +222,5 @@ def test_the_command_fails_after_it_has_told(tmp_path):
     check=False,
   )
   assert done.returncode == 2
-  assert done.stderr.startswith('error: 2 of ') and 'devices, train step' in done.stderr
-  assert json.loads(done.stdout.splitlines()[-1])['failed'] == ['devices', 'train step']
+  assert done.stderr.startswith('error: 1 of ') and '(devices)' in done.stderr
+  assert json.loads(done.stdout.splitlines()[-1])['failed'] == ['devices']
