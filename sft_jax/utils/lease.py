@@ -239,7 +239,8 @@ def refuse_if_held(path: epath.PathLike) -> None:
   In vain on other machines: for them `Lease` has to look on for a while.
   """
   file = epath.Path(path)
-  held = _read(file)[1]
+  # What is no directory is told where one is made.
+  held = _read(file)[1] if file.parent.is_dir() else None
   if held is not None and process.lives(held):
     raise _held(file, held)
 
