@@ -216,8 +216,7 @@ def measure(
       if 'failed' in one:
         say(f'{part}, {side}: {one["failed"]}')
       elif side == 'ours' and kind and len(reports) == 1:
-        attempt = [one['rows'], one['attention'], one['remat']] if 'remat' in one else None
-        processes.plan(told | {'side': 'plan', 'attempt': attempt or [1, 'auto', 'full']})
+        processes.plan(told | {'side': 'plan', 'attempt': gpu_shapes.attempted(one)})
     save(found)
   found['plans'] = processes.plans(clock)
   save(found)

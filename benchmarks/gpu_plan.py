@@ -15,8 +15,6 @@ from typing import Any
 from benchmarks import gpu, gpu_page, gpu_shapes, report
 from sft_jax.parallel import topology
 
-_EVALUATED = (1, 'auto', 'full')
-
 
 def replan(found: dict[str, Any]) -> None:
   """Puts the plan of each part in place of the one that is there.
@@ -30,9 +28,7 @@ def replan(found: dict[str, Any]) -> None:
     if not mine:
       continue
     measured = mine[0]
-    attempt = _EVALUATED
-    if 'remat' in measured:
-      attempt = (measured['rows'], measured['attention'], measured['remat'])
+    attempt = gpu_shapes.attempted(measured)
     gpu.say(part)
     found['plans'][part] = gpu_shapes.compiled_bytes(told, attempt)
     one = gpu_shapes.setting(told, attempt)

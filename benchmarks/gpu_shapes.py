@@ -203,6 +203,13 @@ def setting(told: Mapping[str, Any], attempt: tuple[int, str, str], runs: int = 
   )
 
 
+def attempted(report: Mapping[str, Any]) -> tuple[int, str, str]:
+  """Which attempt a report of ours is of; of an evaluation, the usual setting."""
+  if 'remat' in report:
+    return report['rows'], report['attention'], report['remat']
+  return 1, 'auto', 'full'
+
+
 def document_lengths(length: int, documents: int) -> list[int]:
   """Uneven lengths that fill a row: as 1, 2, 3, … to each other."""
   whole = documents * (documents + 1) // 2

@@ -267,11 +267,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
   if len(configs := command_line.values(argv, 'config')) > 1:
     how = 'give one; --config.KEY=VALUE changes what it says'
     raise UserError(f'{len(configs)} configs', ' '.join(f'--config={c}' for c in configs), how)
-  if {'-h', '--version'} & {*argv[1:]}:
-    argv = [arg.replace('-h', '--help') if arg == '-h' else arg for arg in argv]
-    if '--version' in argv:
-      print(installation.versions())
-      sys.exit(0)
+  argv = ['--help' if arg == '-h' else arg for arg in argv]
+  if '--version' in argv:
+    print(installation.versions())
+    sys.exit(0)
   # The config has to come before the flags that change it; ml_collections looks in sys.argv too.
   sys.argv[:] = command_line.config_first(sys.argv)
   argv = command_line.with_config(argv, _WITH_USUAL_CONFIG)

@@ -260,16 +260,21 @@ def _traffic(setting: Setting, count: Counts, base: roofline.Work) -> roofline.W
   else:
     sent.append((fsdp, tensor, setting.micros * share(fsdp) * 4 * count.all / tensor))
     sent.append((data, fsdp * tensor, 2 * share(data) * 4 * count.all / (fsdp * tensor)))
-  sent.append((tensor, 1, halves_bytes(setting)))
+  sent.append((tensor, 1, waited_bytes(setting)))
   return spread(setting, base, sent)
 
 
-def halves_bytes(setting: Setting) -> float:
-  """Bytes a chip sends in a step to sum what parts of layers over `tensor` gave."""
-  cfg, tensor = setting.cfg, setting.mesh[2]
+def waited_bytes(setting: Setting) -> float:
+  """Bytes a chip sends in a training step to sum halves of layers."""
   tokens = setting.micros * setting.rows / setting.shards * setting.length
-  each = width(setting) * tokens * cfg.hidden_size * cfg.num_layers
-  return (4 + 2 * again(setting)) * 2 * (tensor - 1) / tensor * each
+  return (2 + again(setting)) * halves_bytes(setting, tokens)
+
+
+def halves_bytes(setting: Setting, tokens: float) -> float:
+  """Bytes a chip sends in one pass to sum halves of layers over `tensor`, of its group's tokens."""
+  cfg, tensor = setting.cfg, setting.mesh[2]
+  size = 2 * cfg.num_layers * width(setting) * tokens * cfg.hidden_size
+  return 2 * (tensor - 1) / tensor * size
 
 
 def spread(

@@ -89,7 +89,7 @@ def score_work(setting: Setting, rows: int) -> roofline.Work:
   whole = (kept * count.layers + wide * count.head) / tensor
   moved = whole + tokens * wide * cfg.num_layers * estimate.streams(cfg)
   sent = [(fsdp, tensor, (fsdp - 1) / fsdp * whole)]
-  sent.append((tensor, 1, _halves(setting, tokens * tensor)))
+  sent.append((tensor, 1, estimate.halves_bytes(setting, tokens * tensor)))
   return estimate.spread(setting, roofline.Work(flops, moved), sent)
 
 
@@ -110,7 +110,7 @@ def decode_work(setting: Setting, texts: int, room: int) -> roofline.Work:
   gathered = each * wide * cfg.num_layers * heads / tensor
   share = lambda n: (n - 1) / n
   sent = [(fsdp, tensor, share(fsdp) * (2 * sums + gathered))]
-  sent.append((tensor, 1, _halves(setting, each / fsdp)))
+  sent.append((tensor, 1, estimate.halves_bytes(setting, each / fsdp)))
   return estimate.spread(setting, roofline.Work(flops, moved), sent)
 
 
@@ -127,10 +127,3 @@ def held_bytes(setting: Setting, config: Any) -> float:
   kinds = estimate.memory(setting)
   cache = cache_bytes(setting, slots(setting, config), config.plan.room)
   return kinds['parameters'] + kinds['optimiser'] + cache
-
-
-def _halves(setting: Setting, tokens: float) -> float:
-  """Bytes a chip sends to sum halves of layers over `tensor`, of so many tokens of its group."""
-  cfg, tensor = setting.cfg, setting.mesh[2]
-  size = 2 * cfg.num_layers * estimate.width(setting) * tokens * cfg.hidden_size
-  return 2 * (tensor - 1) / tensor * size

@@ -42,7 +42,7 @@ def bound(setting: Setting, collectives: Sequence[hlo.Collective] | None = None)
   moved += _streams(setting)
   topology = setting.topology
   # A layer waits for the sums of the one before.
-  waits = estimate.halves_bytes(setting) / topology.rate(setting.mesh[2])
+  waits = estimate.waited_bytes(setting) / topology.rate(setting.mesh[2])
   return roofline.Bound(
     flops / _rate(setting),
     moved / topology.chip.bandwidth,

@@ -109,10 +109,7 @@ def test_the_plan_of_what_was_measured():
   for part, sides in found['parts'].items():
     told = gpu_shapes.task(part, 'plan', False, f'{found["chip"]}:1')
     report = sides['ours'][0]
-    attempt = (1, 'auto', 'full')
-    if 'remat' in report:
-      attempt = (report['rows'], report['attention'], report['remat'])
-    one = gpu_shapes.setting(told, attempt)
+    one = gpu_shapes.setting(told, gpu_shapes.attempted(report))
     planned = gpu_plan.seconds(told, one, report, found['ceilings'])
     assert planned['plan-seconds'] == report['plan-seconds'], part
   off = {row['part']: gpu_page.off(row['seconds']) for row in gpu_page.predictions(found)}
