@@ -83,12 +83,13 @@ def traps(seed: int, good: float) -> World:
 
 
 def found_leaks(world: World) -> dict[str, dict[str, list[str]]]:
-  """Leaks as they are found: 13 words in a row that a training text and an item share."""
+  """Leaks as they are found: every other item is too short to share 13 words in a row."""
   from sft_jax.data.formats import Record
   from sft_jax.data.overlap import NgramIndex
 
   rng = np.random.default_rng(len(world.ids))
   words = rng.integers(0, 5000, (len(world.ids), 20))
+  words = [row[: 20 if i % 2 else 8] for i, row in enumerate(words)]
   texts = [' '.join(f'w{word}' for word in row) for row in words]
   out: dict[str, dict[str, list[str]]] = {}
   for name, held in world.leaked.items():

@@ -37,9 +37,9 @@ class Audit:
     histogram: (shortest, longest, examples), by powers of two.
     exact_duplicates: Records whose content (case and spacing evened out) occurred before.
     near_duplicates: Further records that resemble an earlier one, and where the first few are.
-    heldout: Held-out records that can be measured; heldout_overlap those of them that share 13
-      words with a training record; heldout_dropped further ones that cannot.
-    benchmarks: {file: (items that share 13 words with a training record, items)}.
+    heldout: Held-out records that can be measured; heldout_overlap those of them that
+      overlap a training record; heldout_dropped further ones that cannot.
+    benchmarks: {file: (items that overlap a training record, items)}, see `NgramIndex`.
     contaminated: {file: indices of those items}.
   """
 
@@ -102,13 +102,13 @@ class Audit:
     if self.heldout:
       lines.append(
         f'held out     {words.count(self.heldout, "record")}{more}, {self.heldout_overlap:,} '
-        'sharing 13 words with training records'
+        'in training records'
       )
     else:
       lines.append(f'held out     no records{more}: there is no held-out perplexity')
     for path, (hits, total) in self.benchmarks.items():
       items = words.count(total, 'item')
-      lines.append(f'overlap      {hits:,} of {items} of {path} sharing 13 words')
+      lines.append(f'overlap      {hits:,} of {items} of {path} in training records')
     if self.lengths:
       shown = ', '.join(f'{name} {value:,.0f}' for name, value in self.lengths.items())
       lines.append(f'length       {shown} tokens')

@@ -4,6 +4,7 @@ Words are lower-case runs of letters, digits and underscores (`\\w+`); a Chinese
 character is a word of its own. Sequences are compared by 64-bit hashes.
 """
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -22,6 +23,40 @@ _HEADER_WORDS = frozenset(
   ('question', 'answer', 'prompt', 'text', 'instruction', 'input', 'output', 'label', 'category')
 )
 _KINDS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv', '.parquet')
+# An item too short for 13 words overlaps where it stands whole, if it has so many. In real data
+# what has fewer is mostly chance ("which of the following is true", "planets in our solar system").
+_FEWEST = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class _Coded:
+  """Texts as 64-bit codes of their words, one after the other, those of too few words left out.
+
+  Attributes:
+    codes: uint64 [words].
+    ends: int64 [texts], where in `codes` each ends.
+    kept: int64 [texts], which of all texts they are.
+  """
+
+  codes: np.ndarray
+  ends: np.ndarray
+  kept: np.ndarray
+
+  def grams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(uint64 hashes of the sequences of n words, int64 places in `codes` where they begin)."""
+    if len(self.codes) < n:
+      return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    count = len(self.codes) - n + 1
+    total = np.zeros(count, np.uint64)
+    for offset in range(n):
+      total = total * np.uint64(0x9E3779B97F4A7C15) + self.codes[offset : offset + count]
+    places = np.arange(count)
+    inside = places + n <= self.ends[self.text(places)]  # does not run into the next text
+    return _mix(total[inside]), places[inside]
+
+  def text(self, places: np.ndarray) -> np.ndarray:
+    """Which text each place in `codes` is in."""
+    return np.searchsorted(self.ends, places, side='right')
 
 
 class Words:
@@ -30,28 +65,25 @@ class Words:
   def __init__(self) -> None:
     self._codes: dict[str, int] = {}
 
-  def grams(self, texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint64 hashes of the sequences of n words, int64 index of the text of each), in order."""
+  def coded(self, texts: Sequence[str], fewest: int) -> _Coded:
+    """The words of all texts that have so many."""
     table = self._codes
     codes: list[int] = []
     ends, kept = [], []
     for index, text in enumerate(texts):
       words = _WORDS.findall(text.lower())
-      if len(words) >= n:
+      if len(words) >= fewest:
         codes.extend(table.setdefault(word, len(table)) for word in words)
         ends.append(len(codes))
         kept.append(index)
-    if not kept:
-      return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     mixed = _mix(np.array(codes, np.uint64))
-    count = len(mixed) - n + 1
-    total = np.zeros(count, np.uint64)
-    for offset in range(n):
-      total = total * np.uint64(0x9E3779B97F4A7C15) + mixed[offset : offset + count]
-    places = np.arange(count)
-    owner = np.searchsorted(ends, places, side='right')
-    inside = places + n <= np.array(ends)[owner]  # does not run into the next text
-    return _mix(total[inside]), np.array(kept)[owner[inside]]
+    return _Coded(mixed, np.array(ends, np.int64), np.array(kept, np.int64))
+
+  def grams(self, texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(uint64 hashes of the sequences of n words, int64 index of the text of each), in order."""
+    coded = self.coded(texts, n)
+    hashes, places = coded.grams(n)
+    return hashes, coded.kept[coded.text(places)]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -67,13 +99,16 @@ class NgramIndex:
 
   A training record overlaps an item when one n-word sequence stands whole in one message of the
   record (or its plain text) and whole in one string field of the item. Every string anywhere in the
-  item counts, lists and ids included; sequences do not run from one field into the next.
+  item counts, lists and ids included; sequences do not run from one field into the next. An item
+  that has no string of n words overlaps when its longest, of 7 words or more, stands whole in a
+  message.
   """
 
   def __init__(self, records: Iterable[Record], n: int = 13):
     self.n, self._words = n, Words()
     texts = [text for record in records for text in record.contents]
-    self._known = np.unique(self._words.grams(texts, n)[0])
+    self._texts = self._words.coded(texts, min(n, _FEWEST))
+    self._known = np.unique(self._texts.grams(n)[0])
 
   def hits(self, items: Iterable[Any]) -> list[int]:
     """Indices of the overlapping items; an item is any nesting of lists, dicts and strings."""
@@ -82,11 +117,49 @@ class NgramIndex:
       for text in strings(item):
         texts.append(text)
         owners.append(index)
-    grams, places = self._words.grams(texts, self.n)
-    if not len(self._known) or not len(grams):
+    if not len(self._known) and not len(self._texts.codes):
       return []
-    at = np.minimum(np.searchsorted(self._known, grams), len(self._known) - 1)
-    return sorted({owners[place] for place in places[self._known[at] == grams]})
+    coded, of = self._words.coded(texts, min(self.n, _FEWEST)), np.array(owners, np.int64)
+    of = of[coded.kept]
+    grams, places = coded.grams(self.n)
+    found = set(of[coded.text(places[np.isin(grams, self._known)])].tolist())
+    return sorted(found | self._whole(coded, of))
+
+  def _whole(self, coded: _Coded, of: np.ndarray) -> set[int]:
+    """Items without a string of n words whose longest stands whole in a text.
+
+    Args:
+      coded: Strings of items.
+      of: [strings] whose each is.
+    """
+    starts = np.concatenate([[0], coded.ends[:-1]]).astype(np.int64)
+    lengths = coded.ends - starts
+    longest: dict[int, int] = {}
+    for text, item in enumerate(of.tolist()):
+      if item not in longest or lengths[text] > lengths[longest[item]]:
+        longest[item] = text
+    short = {item: text for item, text in longest.items() if lengths[text] < self.n}
+    if not short:
+      return set()
+    # Where their first words stand is looked up at once, the rest there.
+    first, at = self._texts.grams(_FEWEST)
+    grams, places = coded.grams(_FEWEST)
+    begins = dict(zip(places.tolist(), grams, strict=True))
+    wanted = {item: begins[int(starts[text])] for item, text in short.items()}
+    near = np.isin(first, np.unique(list(wanted.values())))
+    first, at = first[near], at[near]
+    order = np.argsort(first, kind='stable')
+    first, at = first[order], at[order]
+    ends = self._texts.ends[self._texts.text(at)]
+    found = set()
+    for item, text in short.items():
+      low, high = (np.searchsorted(first, wanted[item], side) for side in ('left', 'right'))
+      length = int(lengths[text])
+      begin = at[low:high][at[low:high] + length <= ends[low:high]]
+      own = coded.codes[starts[text] : starts[text] + length]
+      if len(begin) and (self._texts.codes[begin[:, None] + np.arange(length)] == own).all(1).any():
+        found.add(item)
+    return found
 
 
 def strings(item: Any) -> Iterator[str]:

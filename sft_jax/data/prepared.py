@@ -21,7 +21,7 @@ from sft_jax.data.formats import Record
 from sft_jax.data.tokenize import Example
 from sft_jax.utils import io, log
 
-_FORMAT = 2
+_FORMAT = 3
 _ARRAYS = ('ids', 'loss_weight', 'spans')
 
 

@@ -5,14 +5,17 @@ Not for the race itself: `choose_run.py`.
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sft_jax.data import datasets, readers
+from sft_jax.data import datasets, language, overlap, readers
+from sft_jax.evals.benchmark import Item
 from sft_jax.evals.suite import BenchmarkTask
 from sft_jax.execution import job
 from sft_jax.execution.session import Session
@@ -20,18 +23,6 @@ from sft_jax.study.race_data import Scores
 from sft_jax.train import loop
 from sft_jax.utils.errors import UserError
 
-# Scripts by the letters that tell them.
-_SCRIPTS: dict[str, str] = {
-  'Latin': r'[A-Za-zÀ-ɏ]',
-  'Chinese': r'[\u4e00-\u9fff]',
-  'Japanese': r'[\u3040-\u30ff]',
-  'Korean': r'[\uac00-\ud7af]',
-  'Cyrillic': r'[\u0400-\u04ff]',
-  'Arabic': r'[\u0600-\u06ff]',
-  'Devanagari': r'[\u0900-\u097f]',
-}
-# Of a letter of a script that writes a word with few, and of kana in Japanese text.
-_LETTERS_A_WORD = {'Chinese': 3.0, 'Japanese': 6.0, 'Korean': 2.0}
 _SAMPLE = 200
 _KINDS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv', '.parquet')
 
@@ -44,8 +35,8 @@ class Candidate:
     examples: That are trained on.
     tokens: Of each, on average.
     flops_per_token: Of training.
-    leaks: {task: ids of items that share 13 words in a row with the data}.
-    script: In which most of it is written.
+    leaks: {task: ids of items that overlap the data, see `overlap.NgramIndex`}.
+    asked: {task: digest of its items}.
     warnings: What a reader should know, in sentences.
   """
 
@@ -53,7 +44,7 @@ class Candidate:
   tokens: float
   flops_per_token: float
   leaks: Mapping[str, Sequence[str]]
-  script: str
+  asked: Mapping[str, str]
   warnings: tuple[str, ...]
 
   def with_leaks(self, more: Mapping[str, Sequence[str]]) -> 'Candidate':
@@ -77,21 +68,20 @@ def look(config: Any, place: str, session: Session) -> Candidate:
   with _as_given(), loop.StopSignal() as stop, stop.at_once():
     run = job.Run(config, place, stop, session)
     seen = session.seen(run.data)
-    leaks, scripts = {}, set()
+    leaks, asked, languages = {}, {}, set()
     for task in run.scoring.tasks:
       if not isinstance(task, BenchmarkTask):
         continue
       items = [question.item for question in task.questions]
       held = seen([dict(item.fields) for item in items])
       leaks[task.wanted.name] = [item.id for item, hit in zip(items, held, strict=True) if hit]
-      scripts.add(script([str(value) for i in items[:_SAMPLE] for value in i.fields.values()]))
+      asked[task.wanted.name] = _digest(items)
+      texts = [' '.join(overlap.strings(dict(item.fields))) for item in items[:_SAMPLE]]
+      languages |= set(list(language.shares(texts))[:1])
     records, lengths = run.data.train_records, [len(example) for example in run.data.train]
-    own = script([text for record in records[:_SAMPLE] for text in record.contents])
     warnings = []
-    if scripts and own not in scripts:
-      warnings.append(
-        f'is written in {own}, the targets and guards in {", ".join(sorted(scripts))}'
-      )
+    if text := _strangeness([' '.join(one.contents) for one in records[:_SAMPLE]], languages):
+      warnings.append(text)
     plain = sum(not record.messages for record in records)
     if plain > len(records) / 2:
       warnings.append(
@@ -102,9 +92,16 @@ def look(config: Any, place: str, session: Session) -> Candidate:
       float(np.mean(lengths)),
       run.program.flops_per_token(run.loader),
       leaks,
-      own,
+      asked,
       tuple(warnings),
     )
+
+
+def _digest(items: Sequence[Item]) -> str:
+  """Of what a task asks and in which order, wherever it was read from."""
+  values = [(item.id, item.fields) for item in items]
+  text = json.dumps(values, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def lengths(config: Any, place: str, session: Session) -> list[int]:
@@ -125,17 +122,16 @@ def _as_given() -> Iterator[None]:
     raise UserError(e.what, own(e.where), own(e.how)) from e
 
 
-def script(texts: Sequence[str]) -> str:
-  """The script that most words of some texts are written in."""
-  text = ' '.join(texts)
-  words = {
-    name: len(re.findall(letters, text)) / _LETTERS_A_WORD.get(name, 5.0)
-    for name, letters in _SCRIPTS.items()
-  }
-  # Japanese is written with Chinese characters too.
-  if words['Japanese'] > 0.1 * words['Chinese']:
-    words['Japanese'] += words['Chinese']
-  return max(words, key=words.__getitem__)
+def _strangeness(texts: Sequence[str], asked: Collection[str]) -> str:
+  """What to say of data that are mostly in no language of what is asked; '' of others."""
+  found = language.shares(texts)
+  if not found or not asked or sum(found.get(one, 0.0) for one in asked) >= 0.5:
+    return ''
+  first = next(iter(found))
+  return (
+    f'is mostly in another language than the targets and guards: {first} '
+    f'({found[first]:.0%} of the records), not {", ".join(sorted(asked))}'
+  )
 
 
 def split(text: str, where: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from sft_jax import spec as spec_lib
 from sft_jax.data import datasets
 from sft_jax.decide import choose_data, choose_told, choose_wish
+from sft_jax.decide.choose_data import Candidate
 from sft_jax.decide.choose_run import Runs
 from sft_jax.decide.choose_told import Outcome
 from sft_jax.decide.choose_wish import Wish
@@ -64,7 +65,7 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
     Interrupted: stopped; the same call continues.
   """
   runs = Runs(config, wish, workdir)
-  _check_files(config, wish, workdir)
+  check_contents(config, wish, workdir, runs.candidates)
   for name, about in runs.candidates.items():
     for text in about.warnings:
       log.warn(f'{name} {text}')
@@ -88,7 +89,8 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
   unit = wish.budget.unit
   # How long a run takes is never told before.
   exact = None if unit == race_budget.SECONDS else runs.exact
-  one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit, runs.given, exact)
+  given = runs.time.given
+  one = Race(arms, runs.rungs, rules, field, budget, runs.cost, wish.prior, unit, given, exact)
   decision = choose.choose(one, runs.evaluate)
   if not one.evidence.reached and 'failed' in one.state.values():
     raise runs.nothing_ran()
@@ -231,17 +233,29 @@ def _refuse_same(data: Mapping[str, str], tasks: Sequence[str]) -> None:
         raise UserError('a target is training data too', one, 'keep them apart')
 
 
-def _check_files(config: Any, wish: Wish, workdir: str) -> None:
-  """Raises UserError where a file of a candidate, target or guard is not what it was before."""
+def check_contents(
+  config: Any, wish: Wish, workdir: str, candidates: Mapping[str, Candidate]
+) -> None:
+  """Raises UserError where a candidate's file or what is asked is not what it was before."""
   paths = {_file(task) for task in (*wish.rules.targets, *wish.rules.guards)}
   for one in wish.data.values():
     given = ('', one) if choose_data.kind(one) == 'path' else (one, '')
     rows = datasets.described(*given, config.data.dir)
     paths |= {row['path'].removeprefix('hf:') for row in rows.values()}
-  file = os.path.join(workdir, 'files.json')
+  file = os.path.join(workdir, 'contents.json')
   before = io.read_json(file) if os.path.exists(file) else {}
   now = contents.file_digests(path for path in paths if os.path.exists(path))
   contents.check_files(before, now)
+  # Of the same task every candidate is asked the same.
+  asked = {task: digest for one in candidates.values() for task, digest in one.asked.items()}
+  for task, digest in asked.items():
+    if before.get(task, digest) != digest:
+      raise UserError(
+        f'the questions of {task} are others than when the race began',
+        'its file or data set, or config.eval',
+        'put back what was there, or begin a new race in another --workdir',
+      )
+  now |= asked
   if not now.keys() <= before.keys():
     io.write_json_atomic(file, before | now)
 

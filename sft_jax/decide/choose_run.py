@@ -6,17 +6,14 @@ where it was stopped, and a new candidate runs only what is new. Not for what a 
 (`choose_mode.py`) or what is told of a decision (`choose_told.py`).
 """
 
-import contextlib
 import dataclasses
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
-from sft_jax.decide import choose_data, choose_sizes, choose_wish
+from sft_jax.decide import choose_data, choose_reference, choose_sizes, choose_wish
 from sft_jax.decide.choose_data import Candidate
+from sft_jax.decide.choose_time import BudgetIsOver, Time
 from sft_jax.decide.choose_wish import Wish
 from sft_jax.evals import records
 from sft_jax.execution import study_run
@@ -24,14 +21,10 @@ from sft_jax.execution.session import Session
 from sft_jax.study import race_budget
 from sft_jax.study.directory import StudyDirectory
 from sft_jax.study.race import Trial
-from sft_jax.study.race_budget import Clock
 from sft_jax.study.race_data import Observation, Scores
 from sft_jax.study.race_evidence import Arm
 from sft_jax.utils import io, log, words
-from sft_jax.utils.errors import Interrupted, UserError
-
-# Of the time that is left, planned with: how long runs take is known only nearly.
-_CAREFUL = 0.9
+from sft_jax.utils.errors import UserError
 
 
 class Runs:
@@ -41,6 +34,7 @@ class Runs:
     names: {task as it was given: its name in records, with everything said}.
     candidates: What was found of the data, by candidate.
     rungs: From small to full.
+    time: What was spent of it, and may be.
   """
 
   def __init__(self, config: Any, wish: Wish, workdir: str):
@@ -55,7 +49,6 @@ class Runs:
         'config.eval.budget_seconds',
         'use config.eval.precision or config.eval.limit',
       )
-    self._began = time.monotonic()
     self._wish, self._workdir = wish, workdir
     asked = dict.fromkeys((*wish.rules.targets, *wish.rules.guards))
     self.names = {task: choose_wish.full_name(task) for task in asked}
@@ -63,10 +56,10 @@ class Runs:
     io.require_writable(workdir)
     if any(os.path.exists(os.path.join(workdir, name)) for name in ('config.json', 'study.json')):
       raise UserError('the workdir of a run or study', workdir, 'choose another --workdir')
-    self._clock = Clock(workdir)
+    self.time = Time(workdir, wish.budget, config.max_seconds)
     # All rungs are one study as far as nothing is to be read, tokenised or compiled twice.
     self._session = Session(os.path.join(workdir, 'prepared'))
-    with self._once('read'):
+    with self.time.once('read'):
       self.candidates = {name: self._look(name, 0) for name in wish.data}
       most = max(one.examples for one in self.candidates.values())
       shared = self._config.data.size, self._config.train.batch_size
@@ -95,14 +88,6 @@ class Runs:
         for seed in range(1, sum(rung.seeds for rung in self.rungs)):
           own = self.candidates[name]
           self.candidates[name] = own.with_leaks(self._look(name, seed).leaks)
-
-  @contextlib.contextmanager
-  def _once(self, name: str) -> Iterator[None]:
-    """Counts what is done once before the race; what is only read again counts for nothing."""
-    again = f'{name} is done' in self._clock.notes
-    with self._clock.counting({'again' if again else name: 1.0}):
-      yield
-    self._clock.note(f'{name} is done', 1.0)
 
   def size(self, candidate: str, rung: int) -> int:
     """`data.size` of a candidate at a rung; 0 where all of it is taken."""
@@ -136,7 +121,7 @@ class Runs:
       return tokens
     if self._wish.budget.unit == 'flops':
       return tokens * about.flops_per_token
-    notes = self._clock.notes
+    notes = self.time.clock.notes
     return notes['seconds-a-run'] + tokens * notes['seconds-a-token']
 
   def measure(self, arms: Sequence[Arm]) -> float:
@@ -148,9 +133,8 @@ class Runs:
     Raises:
       UserError: the time is over before a run is done; all fail.
     """
-    if self._wish.budget.unit != race_budget.SECONDS:
-      return self._wish.budget.amount
-    if 'seconds-a-token' not in self._clock.notes:
+    clock = self.time.clock
+    if self.time.limited and 'seconds-a-token' not in clock.notes:
       log.say('one run of the first rung, for how long it takes')
       key = next((key for arm in arms if (key := self._timed(arm))), '')
       if not key:
@@ -159,14 +143,14 @@ class Runs:
       directory = os.fspath(StudyDirectory(self._rung(0)).run(key))
       lines = io.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
       rates = [line['tokens-per-s'] for line in lines if 'tokens-per-s' in line]
-      tokens, total = self._trained(directory), self._clock.seconds[key]
+      tokens, total = self._trained(directory), clock.seconds[key]
       training = min(tokens / rates[-1], total) if rates else total / 2
       # Alone it waits for programs that others will share.
-      fixed = min(total - training, self._clock.seconds['base'])
-      self._clock.move(key, 'alone', total - training - fixed)
-      self._clock.note('seconds-a-run', fixed)
-      self._clock.note('seconds-a-token', training / tokens)
-    return _CAREFUL * (self._wish.budget.amount - self.before())
+      fixed = min(total - training, clock.seconds['base'])
+      clock.move(key, 'alone', total - training - fixed)
+      clock.note('seconds-a-run', fixed)
+      clock.note('seconds-a-token', training / tokens)
+    return self.time.planned()
 
   def _timed(self, arm: Arm) -> str:
     """The key of a finished run of an arm at the first rung; '' where it failed."""
@@ -175,7 +159,7 @@ class Runs:
       return self._runs[trial]
     if StudyDirectory(self._rung(0)).settled(self._runs[trial]):
       return ''
-    spent = race_budget.told(self.before() + self._paid, race_budget.SECONDS)
+    spent = race_budget.told(self.time.before() + self._paid, race_budget.SECONDS)
     what = f'the budget does not reach for a first run: {spent} are spent, and it is not done'
     how = 'give many times that: the same command goes on from what is done'
     raise UserError(what, 'config.choose.budget', how)
@@ -187,19 +171,6 @@ class Runs:
       os.path.join(self._rung(0), 'failures.csv'),
       'mend what it says and start again with --config.study.retry_failed=True',
     )
-
-  def before(self) -> float:
-    """Seconds of the budget that were spent before the race; 0 of other units."""
-    if self._wish.budget.unit != race_budget.SECONDS:
-      return 0.0
-    names = ('read', 'base', 'endpoint', 'alone')
-    return sum(self._clock.seconds.get(name, 0.0) for name in names)
-
-  def given(self, amount: float) -> float:
-    """The budget that leaves an amount for the race itself; see `measure`."""
-    if self._wish.budget.unit != race_budget.SECONDS:
-      return amount
-    return self.before() + amount / _CAREFUL
 
   def _rung(self, number: int) -> str:
     return os.path.join(self._workdir, f'rung-{number}')
@@ -250,26 +221,15 @@ class Runs:
       UserError: something else than runs that were given up.
       Interrupted: stopped for another reason.
     """
-    limit = self._config.max_seconds
-    left = limit - (time.monotonic() - self._began) if limit else float('inf')
-    budget = float('inf')
-    if self._wish.budget.unit == race_budget.SECONDS:
-      held = self._clock.seconds
-      begun = sum(held[key] for key in share if key in held)
-      budget = self._wish.budget.amount - self.before() - self._paid - begun
-    config = self._config.copy_and_resolve_references()
-    with config.unlocked():
-      least = min(left, budget)
-      config.max_seconds = max(least, 1e-3) if least < float('inf') else 0.0
+    held = self.time.clock.seconds
+    begun = sum(held[key] for key in share if key in held)
+    budget = self.time.left(self._paid + begun)
     directory = StudyDirectory(place)
-    began = time.monotonic()
     self._tried |= set(share)
     try:
-      with self._clock.counting(share):
-        study_run.run(config, every, place, self._session)
-    except Interrupted:
-      if budget > left or time.monotonic() - began < budget:
-        raise
+      with self.time.within(budget) as seconds, self.time.clock.counting(share):
+        study_run.run(choose_wish.ending(self._config, seconds), every, place, self._session)
+    except BudgetIsOver:
       log.say('the time of the budget is over')
     except UserError as e:
       if not all(directory.settled(key) for key in share):
@@ -281,9 +241,8 @@ class Runs:
     place = os.fspath(directory.run(key))
     done = directory.finished(key)
     scores = self._scores(records.read(place)) if done else {}
-    if self._wish.budget.unit == race_budget.SECONDS:
-      seconds = self._clock.seconds
-      return Observation(scores, seconds.get(key, 0.0))
+    if self.time.limited:
+      return Observation(scores, self.time.clock.seconds.get(key, 0.0))
     about = self.candidates[trial.arm.candidate]
     if not done:
       # How far it came is not kept: it counts as if it had come to its end.
@@ -298,42 +257,26 @@ class Runs:
     return float(io.read_jsonl(os.path.join(directory, 'rows.jsonl'))[-1]['train-tokens'])
 
   def base(self) -> Observation:
-    """Scores of the untrained base on every target and guard; runs take them over."""
-    from sft_jax.execution import evaluate
+    """Scores of the untrained base on every target and guard; runs take them over.
 
+    Raises:
+      UserError: the time of the budget is over before it has answered; bad data.
+      Interrupted: stopped; what it has answered is kept.
+    """
     place = os.path.join(self._workdir, 'base')
-    with self._once('base'):
-      first = next(iter(self._wish.data.values()))
-      config = choose_wish.with_data(self._config, first)
-      if config.study.engine == 'ray':
-        # This process has perhaps no accelerator: the base is to be computed as its runs are.
-        run = study_run.expand(config, [{}], study_run.backend_of(config)).runs[0]
-        with config.unlocked():
-          config.train.compute_dtype = run.spec.compute_dtype
-      evaluate.evaluate(config, place)
+    first = choose_wish.with_data(self._config, next(iter(self._wish.data.values())))
+    with self.time.once('base') as seconds:
+      choose_reference.base(first, place, seconds)
     return Observation(self._scores(self._session.take_base(place)))
 
   def endpoint(self) -> Observation | None:
-    """Scores of the served model on the targets, each item once."""
+    """Scores of the served model on the targets, each item once; see `base`."""
     if not self._wish.endpoint:
       return None
-    from sft_jax.execution import evaluate
-
-    place = os.path.join(self._workdir, 'endpoint')
-    config = self._config.copy_and_resolve_references()
-    platforms = jax.config.values['jax_platforms']
-    with config.unlocked():
-      config.model.path, config.eval.template = f'endpoint:{self._wish.endpoint}', 'chat'
-      config.eval.tasks = ','.join(self._wish.rules.targets)
-      config.eval.samples = 0
-    try:
-      with self._once('endpoint'):
-        evaluate.evaluate(config.lock(), place)
-    finally:
-      # That evaluation leaves devices to who serves the model; here they are in use already.
-      jax.config.update('jax_platforms', platforms)
-    targets = [self.names[task] for task in self._wish.rules.targets]
-    return Observation(self._scores(records.read(place), targets))
+    place, targets = os.path.join(self._workdir, 'endpoint'), list(self._wish.rules.targets)
+    with self.time.once('endpoint') as seconds:
+      choose_reference.endpoint(self._config, self._wish.endpoint, targets, place, seconds)
+    return Observation(self._scores(records.read(place), [self.names[task] for task in targets]))
 
   def workdirs(self, arm: Arm, rung: int) -> list[str]:
     """Of the finished runs of an arm at a rung that were asked for."""

@@ -48,7 +48,7 @@ def told(outcome: Outcome, config: Any, wish: Wish, workdir: str) -> dict[str, A
   decision, about = outcome.decision, outcome.runs.candidates
   value = choose.as_json(decision, outcome.race)
   value['facts'] += [f'{name} {text}' for name, one in about.items() for text in one.warnings]
-  before = outcome.runs.before()
+  before = outcome.runs.time.before()
   value |= {
     # Of time the race had what was left of the budget.
     'spent': value['spent'] + before,

@@ -71,6 +71,14 @@ def with_data(config: Any, data: str, size: int = 0) -> Any:
   return out.lock()
 
 
+def ending(config: Any, seconds: float) -> Any:
+  """The same config, to end after so many seconds; 0 is no limit."""
+  out = config.copy_and_resolve_references()
+  with out.unlocked():
+    out.max_seconds = seconds
+  return out
+
+
 def entry(wish: Wish, seeds: Any, trial: Trial, size: int) -> dict[str, Any]:
   """The run of a trial, as an entry of a sweep.
 

@@ -69,7 +69,7 @@ def options(
 
 
 def search(records: Sequence[Record]) -> Callable[[Sequence[Any]], list[bool]] | None:
-  """Which items share 13 words in a row with some record; None if there are no records."""
+  """Which items overlap some record (`overlap.NgramIndex`); None if there are no records."""
   if not records:
     return None
   index = overlap.NgramIndex(records)

@@ -56,8 +56,8 @@ def test_counts(tmp_path, with_bos):
   assert 'records      5 read, 4 kept (1 truncated), 1 dropped\n' in text
   assert '  dropped    1: empty response (f:5)\n' in text
   assert 'duplicates   1 exact, 0 near\n' in text
-  assert 'held out     1 record (1 dropped), 1 sharing 13 words with training records\n' in text
-  assert f'overlap      1 of 2 items of {bench} sharing 13 words\n' in text
+  assert 'held out     1 record (1 dropped), 1 in training records\n' in text
+  assert f'overlap      1 of 2 items of {bench} in training records\n' in text
 
 
 def test_no_held_out_part_is_announced(with_bos):
@@ -124,13 +124,47 @@ def test_overlap_stays_in_one_field_and_is_13_words():
   index = NgramIndex([ask('Count.', SENTENCE)])
   first, last = SENTENCE[:30], SENTENCE[30:]
   assert index.hits([SENTENCE, {'a': SENTENCE.replace(' ', ', ')}, [first, last]]) == [0, 1]
-  assert index.hits([SENTENCE.removesuffix(' thirteen'), 'short', 5, {}]) == []
+  longer = f'{SENTENCE.removesuffix(" thirteen")} and more'
+  assert index.hits([longer, 'short', 5, {}]) == []
   # Neither do sequences run from one training message into the next.
   assert NgramIndex([ask(first, last)]).hits([SENTENCE]) == []
   assert NgramIndex([]).hits([SENTENCE]) == []
   # Chinese has no spaces: characters are words.
   index = NgramIndex([ask('问', '今天的天气非常好我们去公园散步')])
   assert index.hits(['他说今天的天气非常好我们去公园吧', '今天的天气非常差我们去公园散步']) == [0]
+
+
+def test_a_short_item_overlaps_where_it_stands_whole():
+  index = NgramIndex([ask('Tell me: who was known as the waltz king?', 'Strauss.'), ask('a', 'b')])
+  whole = {'id': 'q7', 'question': 'Who was known as the waltz king', 'answer': 'Strauss'}
+  assert index.hits([whole]) == [0]
+  # Its longest string counts, and it has to have seven words and stand whole.
+  assert index.hits([whole | {'more': 'a longer one of eight words in all'}]) == []
+  assert index.hits([{'question': 'was known as the waltz king'}]) == []
+  assert index.hits([{'question': 'who was known as the waltz king then'}]) == []
+  assert index.hits([{'question': 'who was known as the waltz king strauss'}]) == []
+  # One that has thirteen words is judged by these.
+  assert index.hits([whole | {'passage': ' '.join(f'w{i}' for i in range(13))}]) == []
+
+
+def test_short_items_against_plain_search():
+  """What the hashes find of short items is what a search for whole words finds."""
+  rng = np.random.default_rng(1)
+
+  def text(most):
+    return ' '.join(rng.choice(list('ab'), int(rng.integers(1, most))))
+
+  records = [ask(text(30), text(30)) for _ in range(30)]
+  items = [[text(13), text(9)] for _ in range(400)]
+  padded = [f' {c} ' for r in records for c in r.contents]
+
+  def held(item):
+    longest = max(item, key=lambda value: len(value.split()))
+    return len(longest.split()) >= 7 and any(f' {longest} ' in c for c in padded)
+
+  expected = [i for i, item in enumerate(items) if held(item)]
+  assert 20 < len(expected) < 380
+  assert NgramIndex(records).hits(items) == expected
 
 
 def test_overlap_against_plain_sets():
@@ -219,7 +253,7 @@ KNOWN = [
   ('code_alpaca_2k.json', 'HumanEval.jsonl.gz', 7, 164),
   ('code_alpaca_2k.json', 'mbpp.jsonl', 12, 974),
   ('numinamath_cot_sharegpt_1k.jsonl', 'math_test.jsonl', 33, 5000),
-  ('boolq_train_2000.jsonl', 'boolq_val.jsonl', 429, 3270),
+  ('boolq_train_2000.jsonl', 'boolq_val.jsonl', 430, 3270),
 ]
 
 

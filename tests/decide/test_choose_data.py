@@ -1,4 +1,4 @@
-"""Candidates: their names, their scripts, their leaks; records as scores."""
+"""Candidates: their names, their leaks; records as scores."""
 
 import os
 import pathlib
@@ -35,21 +35,6 @@ def test_records_become_scores():
     choose_data.scores([item('a', 1.0), item('b', 0.0, missing=True)])
   with pytest.raises(UserError, match='item b has a score that is no number'):
     choose_data.scores([item('a', 1.0), item('b', float('nan'))])
-
-
-@pytest.mark.parametrize(
-  'text, script',
-  [
-    ('The quick brown fox', 'Latin'),
-    ('敏捷的棕色狐狸跳过了懒狗 OK', 'Chinese'),
-    ('素早い茶色の狐がのろまな犬を飛び越える', 'Japanese'),
-    ('Быстрая коричневая лиса', 'Cyrillic'),
-    ('def f(x): return x  # 狐狸', 'Latin'),
-    ('', 'Latin'),
-  ],
-)
-def test_scripts(text, script):
-  assert choose_data.script([text]) == script
 
 
 def test_candidates_have_short_names_where_these_tell_them_apart():

@@ -45,7 +45,7 @@ def asked(tiny_files, place, **changes):
 
 
 def test_a_leak_is_looked_for_in_what_every_seed_draws(tiny_files, tmp_path, monkeypatch):
-  drawn = lambda self, name, seed: Candidate(30, 5.0, 1.0, {'t': [str(seed)]}, 'Latin', ())
+  drawn = lambda self, name, seed: Candidate(30, 5.0, 1.0, {'t': [str(seed)]}, {}, ())
   monkeypatch.setattr(choose_run.Runs, '_look', drawn)
   setting = asked(tiny_files, tmp_path)
   with setting.unlocked():

@@ -25,6 +25,9 @@ from tests.evals.judge_server import JudgeServer
 LEAKED = 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen'
 
 
+GERMAN = 'Das ist die Antwort auf die Frage, die gestellt wurde, und sie ist richtig'
+
+
 @pytest.fixture
 def setting(tiny_files, tmp_path):
   """A config that asks for a race of two files, one of which holds an item of the target."""
@@ -241,7 +244,7 @@ def test_where_a_race_has_no_place_or_nobody_to_run(setting, tmp_path, monkeypat
     choose_run.Runs(setting, wish(setting), str(tmp_path / 'run'))
   tiny.write_records(
     tmp_path / 'sums.jsonl',
-    [{'instruction': LEAKED, 'input': '', 'output': '三' * (i + 41)} for i in range(9)],
+    [{'instruction': LEAKED, 'input': '', 'output': GERMAN + '!' * i} for i in range(9)],
   )
   with setting.unlocked():
     setting.train.max_length = 128
@@ -251,7 +254,40 @@ def test_where_a_race_has_no_place_or_nobody_to_run(setting, tmp_path, monkeypat
   monkeypatch.setattr(choose_run.Runs, 'base', lambda self: found)
   with tiny.on_devices(), pytest.raises(UserError, match=r'more than 1% of a target .* in each of'):
     choose_mode.hold(setting, wish(setting, guard='', most_leak=0.01), str(tmp_path / 'race'))
-  assert warned == ['sums is written in Chinese, the targets and guards in Latin']
+  said = 'another language than the targets and guards: de (100% of the records), not en'
+  assert warned == [f'sums is mostly in {said}']
+
+
+def test_the_base_has_the_time_of_the_budget_and_no_more(setting, tmp_path):
+  started = lambda seconds: choose_run.Runs(
+    setting, wish(setting, budget=f'{seconds:.3f}s'), str(tmp_path / 'race')
+  )
+  with tiny.on_devices():
+    spent = started(3600).time.before()
+    with pytest.raises(UserError, match=r's are spent, on asking the base too .config.choose.budg'):
+      started(spent + 0.01).base()
+    assert not (tmp_path / 'race' / 'base' / 'rows.jsonl').exists()
+    assert len(started(3600).base().scores) == 2
+
+
+def test_questions_that_change_are_told(setting, tmp_path):
+  """Of a benchmark below `eval.data_dir` too."""
+  with setting.unlocked():
+    setting.eval.data_dir = str(tmp_path)
+  row = {'question': 'is it so', 'passage': 'It is.', 'answer': True}
+  file = tmp_path / 'boolq_val.jsonl'
+  asked = wish(setting, target='boolq:ll', guard='')
+
+  def check(*rows):
+    file.write_text(''.join(f'{json.dumps(one)}\n' for one in rows))
+    with tiny.on_devices():
+      runs = choose_run.Runs(setting, asked, str(tmp_path / 'race'))
+    choose_mode.check_contents(setting, asked, str(tmp_path / 'race'), runs.candidates)
+
+  check(row)
+  check(row)
+  with pytest.raises(UserError, match=r'the questions of boolq.* are others than when the race'):
+    check(row, row | {'question': 'was it so'})
 
 
 def test_a_table_gives_the_prior_of_what_it_knows(setting, tmp_path):
