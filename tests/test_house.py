@@ -82,12 +82,15 @@ EDGES = {
   ),
   'fetch': 'utils spec data models evals execution.study_run decide.choose_mode',
   'decide.choose_data': (
-    'utils data.datasets data.readers evals study train.loop execution.session execution.job'
+    'utils data.datasets data.language data.overlap data.readers evals study train.loop '
+    'execution.session execution.job'
   ),
   'decide.choose_wish': 'utils evals.core study .choose_data',
+  'decide.choose_time': 'utils study.race_budget',
+  'decide.choose_reference': '.choose_wish execution.evaluate execution.study_run',
   'decide.choose_run': (
-    'utils evals .choose_data .choose_sizes .choose_wish execution.session execution.evaluate '
-    'execution.study_run study'
+    'utils evals .choose_data .choose_reference .choose_sizes .choose_time .choose_wish '
+    'execution.session execution.study_run study'
   ),
   'decide.choose_sizes': 'utils study',
   'decide.choose_told': (
