@@ -17,9 +17,10 @@ from benchmarks import report
 from benchmarks.planted import TASK, Candidate, World
 from sft_jax.study import choose
 from sft_jax.study.choose import Decision
-from sft_jax.study.race import Race, Rules
+from sft_jax.study.race import Race
 from sft_jax.study.race_data import Field
 from sft_jax.study.race_evidence import Arm, Rung
+from sft_jax.study.race_rules import Rules
 
 RUNGS = (Rung('1/16', 2, 1.5), Rung('1/4', 2, 0.75), Rung('full', 4))
 SHARE = 0.5

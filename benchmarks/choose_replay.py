@@ -32,9 +32,10 @@ import numpy as np
 
 from benchmarks import report
 from sft_jax.analysis import recommend, table
-from sft_jax.study.race import Race, Rules, Trial
+from sft_jax.study.race import Race, Trial
 from sft_jax.study.race_data import Field, Observation, Scores
 from sft_jax.study.race_evidence import Arm, Prior, Rung
+from sft_jax.study.race_rules import Rules
 from sft_jax.utils.errors import UserError
 
 SHARE, BAR = 0.4, 0.5

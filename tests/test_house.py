@@ -89,8 +89,8 @@ EDGES = {
   'decide.choose_time': 'utils study.race_budget',
   'decide.choose_reference': '.choose_wish execution.evaluate execution.study_run',
   'decide.choose_run': (
-    'utils evals .choose_data .choose_reference .choose_sizes .choose_time .choose_wish '
-    'execution.session execution.study_run study'
+    'utils data.sampler evals .choose_data .choose_reference .choose_sizes .choose_time '
+    '.choose_wish execution.session execution.study_run study'
   ),
   'decide.choose_sizes': 'utils study',
   'decide.choose_told': (
@@ -98,8 +98,8 @@ EDGES = {
     '.choose_wish'
   ),
   'decide.choose_mode': (
-    'utils spec data.datasets evals study analysis train.loop .choose_data .choose_run '
-    '.choose_told .choose_wish'
+    'utils spec data.datasets evals study analysis train.loop execution.workdir .choose_data '
+    '.choose_run .choose_told .choose_wish'
   ),
   'decide.recommend_mode': (
     'utils spec data.readers analysis evals models.source .choose_data execution.inputs '

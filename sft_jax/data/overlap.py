@@ -1,14 +1,18 @@
 """Shared word sequences: near duplicates, and overlap with held-out data and benchmarks.
 
-Words are lower-case runs of letters, digits and underscores (`\\w+`); a Chinese, Japanese or Korean
-character is a word of its own. Sequences are compared by 64-bit hashes.
+Words are lower-case runs of letters, digits and underscores (`\\w+`), accents and vowel signs left
+out; a Chinese, Japanese or Korean character is a word of its own. Sequences are compared by 64-bit
+hashes.
 """
 
+import array
 import dataclasses
+import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,17 +27,32 @@ _HEADER_WORDS = frozenset(
   ('question', 'answer', 'prompt', 'text', 'instruction', 'input', 'output', 'label', 'category')
 )
 _KINDS = ('.json', '.jsonl', '.ndjson', '.csv', '.tsv', '.parquet')
-# An item too short for 13 words overlaps where it stands whole, if it has so many. In real data
-# what has fewer is mostly chance ("which of the following is true", "planets in our solar system").
+# An item too short for 13 words overlaps where a text of it, of so many words, stands whole. In
+# real data what has fewer is mostly chance ("which of the following is true").
 _FEWEST = 7
+_ANY_CJK = re.compile(f'[{_CJK}]')
+# Words hashed at a time, and bits of a hash that are looked up before all of it is.
+_SLICE, _BITS = 1 << 22, 22
+
+
+@functools.cache
+def _marks() -> re.Pattern[str]:
+  """Signs that are written into a word and are no letters, as of vowels in Hindi."""
+  found = (chr(code) for code in range(0x10000))
+  return re.compile(f'[{"".join(c for c in found if unicodedata.category(c) in ("Mn", "Mc"))}]+')
+
+
+def _words(text: str) -> list[str]:
+  text = text.lower()
+  return _WORDS.findall(text if text.isascii() else _marks().sub('', text))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Coded:
-  """Texts as 64-bit codes of their words, one after the other, those of too few words left out.
+  """Texts as numbers of their words, one after the other, those of too few words left out.
 
   Attributes:
-    codes: uint64 [words].
+    codes: uint32 [words].
     ends: int64 [texts], where in `codes` each ends.
     kept: int64 [texts], which of all texts they are.
   """
@@ -42,25 +61,40 @@ class _Coded:
   ends: np.ndarray
   kept: np.ndarray
 
-  def grams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint64 hashes of the sequences of n words, int64 places in `codes` where they begin)."""
-    if len(self.codes) < n:
-      return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    count = len(self.codes) - n + 1
-    total = np.zeros(count, np.uint64)
-    for offset in range(n):
-      total = total * np.uint64(0x9E3779B97F4A7C15) + self.codes[offset : offset + count]
-    places = np.arange(count)
-    inside = places + n <= self.ends[self.text(places)]  # does not run into the next text
-    return _mix(total[inside]), places[inside]
+  @property
+  def starts(self) -> np.ndarray:
+    """int64 [texts], where in `codes` each begins."""
+    return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
 
   def text(self, places: np.ndarray) -> np.ndarray:
     """Which text each place in `codes` is in."""
     return np.searchsorted(self.ends, places, side='right')
 
+  def hashes(self, places: np.ndarray, n: int) -> np.ndarray:
+    """uint64, of the n words from each place on."""
+    return self._hash(lambda offset: self.codes[places + offset], len(places), n)
+
+  def grams(self, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(hashes, places) of all sequences of n words that are in one text, in order, in slices."""
+    count = len(self.codes) - n + 1
+    for low in range(0, count, _SLICE):
+      size = min(_SLICE, count - low)
+      inside = np.ones(size, bool)
+      for back in range(1, n):  # what begins there runs into the next text
+        at = self.ends - back - low
+        inside[at[(at >= 0) & (at < size)]] = False
+      part = lambda offset, low=low, size=size: self.codes[low + offset : low + offset + size]
+      yield self._hash(part, size, n)[inside], low + np.flatnonzero(inside)
+
+  def _hash(self, word: Callable[[int], np.ndarray], size: int, n: int) -> np.ndarray:
+    total = np.zeros(size, np.uint64)
+    for offset in range(n):
+      total = total * np.uint64(0x9E3779B97F4A7C15) + _mix(word(offset).astype(np.uint64))
+    return _mix(total)
+
 
 class Words:
-  """Gives words 64-bit codes and hashes sequences of them, for many texts at once."""
+  """Gives words numbers and hashes sequences of them, for many texts at once."""
 
   def __init__(self) -> None:
     self._codes: dict[str, int] = {}
@@ -68,21 +102,21 @@ class Words:
   def coded(self, texts: Sequence[str], fewest: int) -> _Coded:
     """The words of all texts that have so many."""
     table = self._codes
-    codes: list[int] = []
+    codes = array.array('I')
     ends, kept = [], []
     for index, text in enumerate(texts):
-      words = _WORDS.findall(text.lower())
+      words = _words(text)
       if len(words) >= fewest:
-        codes.extend(table.setdefault(word, len(table)) for word in words)
+        codes.extend([table.setdefault(word, len(table)) for word in words])
         ends.append(len(codes))
         kept.append(index)
-    mixed = _mix(np.array(codes, np.uint64))
-    return _Coded(mixed, np.array(ends, np.int64), np.array(kept, np.int64))
+    return _Coded(np.array(codes, np.uint32), np.array(ends, np.int64), np.array(kept, np.int64))
 
   def grams(self, texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
     """(uint64 hashes of the sequences of n words, int64 index of the text of each), in order."""
     coded = self.coded(texts, n)
-    hashes, places = coded.grams(n)
+    found = list(coded.grams(n)) or [(np.zeros(0, np.uint64), np.zeros(0, np.int64))]
+    hashes, places = (np.concatenate(part) for part in zip(*found, strict=True))
     return hashes, coded.kept[coded.text(places)]
 
 
@@ -94,21 +128,44 @@ def _mix(values: np.ndarray) -> np.ndarray:
   return values ^ (values >> np.uint64(31))
 
 
+class _Known:
+  """Hashes, to be looked up many at a time."""
+
+  def __init__(self, hashes: Iterable[np.ndarray]):
+    parts = [np.unique(part) for part in hashes]
+    self._sorted = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.uint64)
+    # Most that is looked up is not there, and seldom gets past this.
+    self._first = np.zeros(1 << _BITS, bool)
+    self._first[self._sorted >> np.uint64(64 - _BITS)] = True
+
+  def __len__(self) -> int:
+    return len(self._sorted)
+
+  def held(self, hashes: np.ndarray) -> np.ndarray:
+    """bool, whether each is one of these."""
+    out = self._first[hashes >> np.uint64(64 - _BITS)]
+    left = hashes[out]
+    if len(left):
+      at = np.minimum(np.searchsorted(self._sorted, left), len(self) - 1)
+      out[out] = self._sorted[at] == left
+    return out
+
+
 class NgramIndex:
   """The n-word sequences of training records.
 
   A training record overlaps an item when one n-word sequence stands whole in one message of the
   record (or its plain text) and whole in one string field of the item. Every string anywhere in the
   item counts, lists and ids included; sequences do not run from one field into the next. An item
-  that has no string of n words overlaps when its longest, of 7 words or more, stands whole in a
-  message.
+  that has no string of n words overlaps when one of 7 words or more stands whole in a message; not
+  where characters are words, of which so few are no sentence.
   """
 
   def __init__(self, records: Iterable[Record], n: int = 13):
     self.n, self._words = n, Words()
     texts = [text for record in records for text in record.contents]
     self._texts = self._words.coded(texts, min(n, _FEWEST))
-    self._known = np.unique(self._texts.grams(n)[0])
+    self._known = _Known(hashes for hashes, _ in self._texts.grams(n))
 
   def hits(self, items: Iterable[Any]) -> list[int]:
     """Indices of the overlapping items; an item is any nesting of lists, dicts and strings."""
@@ -117,49 +174,36 @@ class NgramIndex:
       for text in strings(item):
         texts.append(text)
         owners.append(index)
-    if not len(self._known) and not len(self._texts.codes):
+    if not len(self._texts.codes):
       return []
     coded, of = self._words.coded(texts, min(self.n, _FEWEST)), np.array(owners, np.int64)
     of = of[coded.kept]
-    grams, places = coded.grams(self.n)
-    found = set(of[coded.text(places[np.isin(grams, self._known)])].tolist())
-    return sorted(found | self._whole(coded, of))
+    found: set[int] = set()
+    for hashes, places in coded.grams(self.n):
+      found.update(of[coded.text(places[self._known.held(hashes)])].tolist())
+    sizes = coded.ends - coded.starts
+    long = np.isin(of, of[sizes >= self.n])
+    plain = np.array([not _ANY_CJK.search(texts[i]) for i in coded.kept], bool)
+    short = np.flatnonzero(~long & plain)
+    return sorted(found.union(of[short[self._whole(coded, short)]].tolist()))
 
-  def _whole(self, coded: _Coded, of: np.ndarray) -> set[int]:
-    """Items without a string of n words whose longest stands whole in a text.
-
-    Args:
-      coded: Strings of items.
-      of: [strings] whose each is.
-    """
-    starts = np.concatenate([[0], coded.ends[:-1]]).astype(np.int64)
-    lengths = coded.ends - starts
-    longest: dict[int, int] = {}
-    for text, item in enumerate(of.tolist()):
-      if item not in longest or lengths[text] > lengths[longest[item]]:
-        longest[item] = text
-    short = {item: text for item, text in longest.items() if lengths[text] < self.n}
-    if not short:
-      return set()
+  def _whole(self, coded: _Coded, short: np.ndarray) -> np.ndarray:
+    """bool, whether each of some short texts stands whole in a message."""
+    out = np.zeros(len(short), bool)
+    if not len(short):
+      return out
+    starts, sizes = coded.starts[short], (coded.ends - coded.starts)[short]
     # Where their first words stand is looked up at once, the rest there.
-    first, at = self._texts.grams(_FEWEST)
-    grams, places = coded.grams(_FEWEST)
-    begins = dict(zip(places.tolist(), grams, strict=True))
-    wanted = {item: begins[int(starts[text])] for item, text in short.items()}
-    near = np.isin(first, np.unique(list(wanted.values())))
-    first, at = first[near], at[near]
-    order = np.argsort(first, kind='stable')
-    first, at = first[order], at[order]
+    first = _Known([coded.hashes(starts, _FEWEST)])
+    near = [places[first.held(hashes)] for hashes, places in self._texts.grams(_FEWEST)]
+    at = np.concatenate(near) if near else np.zeros(0, np.int64)
     ends = self._texts.ends[self._texts.text(at)]
-    found = set()
-    for item, text in short.items():
-      low, high = (np.searchsorted(first, wanted[item], side) for side in ('left', 'right'))
-      length = int(lengths[text])
-      begin = at[low:high][at[low:high] + length <= ends[low:high]]
-      own = coded.codes[starts[text] : starts[text] + length]
-      if len(begin) and (self._texts.codes[begin[:, None] + np.arange(length)] == own).all(1).any():
-        found.add(item)
-    return found
+    for size in np.unique(sizes):
+      own = sizes == size
+      fits = at[at + size <= ends]
+      known = _Known([self._texts.hashes(fits, int(size))])
+      out[own] = known.held(coded.hashes(starts[own], int(size)))
+    return out
 
 
 def strings(item: Any) -> Iterator[str]:

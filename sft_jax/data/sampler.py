@@ -36,6 +36,12 @@ class Sampler:
     self.total_steps = math.ceil(round(epochs * self.steps_per_epoch, 6))
     self._cached: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
+  @property
+  def examples(self) -> int:
+    """Examples of all steps together."""
+    whole, rest = divmod(self.total_steps, self.steps_per_epoch)
+    return whole * self.n + min(rest * self.batch_size, self.n)
+
   def order(self, epoch: int) -> np.ndarray:
     """int64 [n], the order of the examples in an epoch.
 

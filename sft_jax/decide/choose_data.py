@@ -21,6 +21,7 @@ from sft_jax.execution import job
 from sft_jax.execution.session import Session
 from sft_jax.study.race_data import Scores
 from sft_jax.train import loop
+from sft_jax.utils import words
 from sft_jax.utils.errors import UserError
 
 _SAMPLE = 200
@@ -76,11 +77,11 @@ def look(config: Any, place: str, session: Session) -> Candidate:
       held = seen([dict(item.fields) for item in items])
       leaks[task.wanted.name] = [item.id for item, hit in zip(items, held, strict=True) if hit]
       asked[task.wanted.name] = _digest(items)
-      texts = [' '.join(overlap.strings(dict(item.fields))) for item in items[:_SAMPLE]]
-      languages |= set(list(language.shares(texts))[:1])
+      texts = [' '.join(overlap.strings(dict(item.fields))) for item in _sampled(items)]
+      languages |= {one for one, share in language.shares(texts).items() if share >= 0.1}
     records, lengths = run.data.train_records, [len(example) for example in run.data.train]
     warnings = []
-    if text := _strangeness([' '.join(one.contents) for one in records[:_SAMPLE]], languages):
+    if text := _strangeness([' '.join(one.contents) for one in _sampled(records)], languages):
       warnings.append(text)
     plain = sum(not record.messages for record in records)
     if plain > len(records) / 2:
@@ -105,9 +106,11 @@ def _digest(items: Sequence[Item]) -> str:
 
 
 def lengths(config: Any, place: str, session: Session) -> list[int]:
-  """Tokens of each example that a run is trained on, in an epoch; see `look`."""
+  """Tokens of each example that a run is trained on, as often as it is; see `look`."""
   with _as_given(), loop.StopSignal() as stop, stop.at_once():
-    return [len(example) for example in job.Run(config, place, stop, session).data.train]
+    run = job.Run(config, place, stop, session)
+  each = [len(example) for example in run.data.train]
+  return [each[i] for step in range(run.total_steps) for i in run.sampler.indices(step)]
 
 
 @contextlib.contextmanager
@@ -122,6 +125,11 @@ def _as_given() -> Iterator[None]:
     raise UserError(e.what, own(e.where), own(e.how)) from e
 
 
+def _sampled(many: Sequence[Any]) -> Sequence[Any]:
+  """Some of them, from all parts."""
+  return many[:: -(-len(many) // _SAMPLE) or 1]
+
+
 def _strangeness(texts: Sequence[str], asked: Collection[str]) -> str:
   """What to say of data that are mostly in no language of what is asked; '' of others."""
   found = language.shares(texts)
@@ -130,7 +138,8 @@ def _strangeness(texts: Sequence[str], asked: Collection[str]) -> str:
   first = next(iter(found))
   return (
     f'is mostly in another language than the targets and guards: {first} '
-    f'({found[first]:.0%} of the records), not {", ".join(sorted(asked))}'
+    f'({found[first]:.0%} of {words.count(len(texts), "record")} looked at), not '
+    f'{", ".join(sorted(asked))}'
   )
 
 

@@ -17,13 +17,18 @@ from sft_jax.decide.choose_run import Runs
 from sft_jax.decide.choose_told import Outcome
 from sft_jax.decide.choose_wish import Wish
 from sft_jax.evals import core, served
+from sft_jax.execution.workdir import Workdir
 from sft_jax.study import choose, contents, decision_page, race_budget
-from sft_jax.study.race import Race, Rules
+from sft_jax.study.race import Race
 from sft_jax.study.race_data import Field
 from sft_jax.study.race_evidence import Arm, Prior
+from sft_jax.study.race_rules import Rules
 from sft_jax.train import loop
 from sft_jax.utils import io, log, select
 from sft_jax.utils.errors import UserError
+
+# How questions are put: of everything that was asked in a race the same.
+_ASKING = ('template', 'precision', 'seed', 'limit', 'max_new_tokens')
 
 
 def run(config: Any, workdir: str) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def run(config: Any, workdir: str) -> dict[str, Any]:
   """
   wish = wish_of(config)
   # Where something is to be saved, whoever is at work listens instead.
-  with loop.StopSignal() as stop, stop.at_once():
+  with loop.StopSignal() as stop, stop.at_once(), Workdir(workdir).taken():
     outcome = hold(config, wish, workdir)
     value = choose_told.told(outcome, config, wish, workdir)
     page = decision_page.write(workdir, value)
@@ -94,6 +99,15 @@ def hold(config: Any, wish: Wish, workdir: str) -> Outcome:
   decision = choose.choose(one, runs.evaluate)
   if not one.evidence.reached and 'failed' in one.state.values():
     raise runs.nothing_ran()
+  measured = {arm.candidate for arm in one.evidence.reached}
+  untried = [arm for arm in arms if one.state[arm] == 'skipped' and arm.candidate not in measured]
+  if len(measured) < 2 and untried:
+    needed = one.to_give(one.spent + min(one.due(arm, 0) for arm in untried))
+    raise UserError(
+      f'the budget ended before two candidates were compared: that takes {needed} or more in all',
+      'config.choose.budget',
+      'give more: the same command goes on from what is done',
+    )
   ended = [arm for arm in arms if one.state[arm] == 'cut']
   if ended and one.last not in one.evidence.reached.values():
     needed = one.to_give(one.spent + min(one.due(arm, one.last) for arm in ended))
@@ -245,7 +259,7 @@ def check_contents(
   file = os.path.join(workdir, 'contents.json')
   before = io.read_json(file) if os.path.exists(file) else {}
   now = contents.file_digests(path for path in paths if os.path.exists(path))
-  contents.check_files(before, now)
+  contents.check_files(before, now, 'race')
   # Of the same task every candidate is asked the same.
   asked = {task: digest for one in candidates.values() for task, digest in one.asked.items()}
   for task, digest in asked.items():
@@ -256,6 +270,15 @@ def check_contents(
         'put back what was there, or begin a new race in another --workdir',
       )
   now |= asked
+  how = {f'config.eval.{key}': str(config.eval[key]) for key in _ASKING}
+  for key, value in how.items():
+    if before.get(key, value) != value:
+      raise UserError(
+        f'{value!r} was {before[key]!r} when the race began',
+        key,
+        'give what it was, or begin a new race in another --workdir',
+      )
+  now |= how
   if not now.keys() <= before.keys():
     io.write_json_atomic(file, before | now)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft_jax.data.sampler import Sampler
 from sft_jax.decide import choose_data, choose_reference, choose_sizes, choose_wish
 from sft_jax.decide.choose_data import Candidate
 from sft_jax.decide.choose_time import BudgetIsOver, Time
@@ -59,21 +60,23 @@ class Runs:
     self.time = Time(workdir, wish.budget, config.max_seconds)
     # All rungs are one study as far as nothing is to be read, tokenised or compiled twice.
     self._session = Session(os.path.join(workdir, 'prepared'))
-    with self.time.once('read'):
-      self.candidates = {name: self._look(name, 0) for name in wish.data}
-      most = max(one.examples for one in self.candidates.values())
-      shared = self._config.data.size, self._config.train.batch_size
-      self._sizes = list(wish.sizes) or choose_sizes.default(workdir, most, *shared)
-      self.rungs = choose_sizes.rungs(self._sizes, most, wish.seeds)
-      self._find_leaks()
+    self.candidates = {name: self._look(name, 0) for name in wish.data}
+    most = max(one.examples for one in self.candidates.values())
+    shared = self._config.data.size, self._config.train.batch_size
+    self._sizes = list(wish.sizes) or choose_sizes.default(workdir, most, *shared)
+    self.rungs = choose_sizes.rungs(self._sizes, most, wish.seeds)
+    self._find_leaks()
     self._runs: dict[Trial, str] = {}
-    self._paid, self._tried = 0.0, set[str]()
+    self._costs: dict[Trial, float] = {}
+    self._tried = set[str]()
     self._trouble: UserError | None = None
 
   def _look(self, name: str, seed: int) -> Candidate:
     """What is found of the data that a candidate's runs of a seed are trained on."""
-    config = self._on(name, self._wish.most.get(name, 0), seed)
-    return choose_data.look(config, os.path.join(self._workdir, 'none'), self._session)
+    most = self._wish.most.get(name, 0)
+    with self.time.once('read', f'{self._wish.data[name]}#{most} by seed {seed}'):
+      place = os.path.join(self._workdir, 'none')
+      return choose_data.look(self._on(name, most, seed), place, self._session)
 
   def _on(self, name: str, size: int, seed: int) -> Any:
     config = choose_wish.with_data(self._config, self._wish.data[name], size)
@@ -98,21 +101,23 @@ class Runs:
 
   def cost(self, arm: Arm, rung: int) -> float:
     """What a run of an arm at a rung is expected to cost, in the unit of the budget."""
-    about = self.candidates[arm.candidate]
-    examples = (self.size(arm.candidate, rung) or about.examples) * self._config.train.epochs
+    about, train = self.candidates[arm.candidate], self._config.train
+    taken = self.size(arm.candidate, rung) or about.examples
+    examples = Sampler(taken, train.batch_size, train.epochs).examples
     return self._amount(about, examples, examples * about.tokens)
 
   def exact(self, trial: Trial) -> float:
     """What a run costs that is about to be begun, in tokens, FLOPs or examples.
 
-    Its data are read, which it needs anyway: which examples a seed draws decides how long they are.
-    Of a part of an epoch the mean length of all that were drawn stands.
+    Its data are read, which it needs anyway: which examples a seed draws, and in which order where
+    an epoch is not trained to its end, decides how long they are.
     """
-    name, place = trial.arm.candidate, os.path.join(self._workdir, 'none')
-    config = self._on(name, self.size(name, trial.rung), trial.seed)
-    lengths = choose_data.lengths(config, place, self._session)
-    epochs = self._config.train.epochs
-    return self._amount(self.candidates[name], len(lengths) * epochs, sum(lengths) * epochs)
+    if trial not in self._costs:
+      name, place = trial.arm.candidate, os.path.join(self._workdir, 'none')
+      config = self._on(name, self.size(name, trial.rung), trial.seed)
+      lengths = choose_data.lengths(config, place, self._session)
+      self._costs[trial] = self._amount(self.candidates[name], len(lengths), sum(lengths))
+    return self._costs[trial]
 
   def _amount(self, about: Candidate, examples: float, tokens: float) -> float:
     if self._wish.budget.unit == 'examples':
@@ -139,7 +144,6 @@ class Runs:
       key = next((key for arm in arms if (key := self._timed(arm))), '')
       if not key:
         raise self.nothing_ran()
-      self._paid = 0.0
       directory = os.fspath(StudyDirectory(self._rung(0)).run(key))
       lines = io.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
       rates = [line['tokens-per-s'] for line in lines if 'tokens-per-s' in line]
@@ -150,6 +154,7 @@ class Runs:
       clock.move(key, 'alone', total - training - fixed)
       clock.note('seconds-a-run', fixed)
       clock.note('seconds-a-token', training / tokens)
+    self.time.begin()
     return self.time.planned()
 
   def _timed(self, arm: Arm) -> str:
@@ -159,7 +164,7 @@ class Runs:
       return self._runs[trial]
     if StudyDirectory(self._rung(0)).settled(self._runs[trial]):
       return ''
-    spent = race_budget.told(self.time.before() + self._paid, race_budget.SECONDS)
+    spent = race_budget.told(self.time.spent(), race_budget.SECONDS)
     what = f'the budget does not reach for a first run: {spent} are spent, and it is not done'
     how = 'give many times that: the same command goes on from what is done'
     raise UserError(what, 'config.choose.budget', how)
@@ -207,7 +212,6 @@ class Runs:
     for number, (trial, key) in enumerate(zip(trials, keys, strict=True)):
       one = self._observed(trial, key, directory)
       out[trial] = one if key not in keys[:number] else dataclasses.replace(one, cost=0.0)
-    self._paid += sum(one.cost for one in out.values())
     return out
 
   def _is_over(self, directory: StudyDirectory, key: str) -> bool:
@@ -221,9 +225,10 @@ class Runs:
       UserError: something else than runs that were given up.
       Interrupted: stopped for another reason.
     """
-    held = self.time.clock.seconds
-    begun = sum(held[key] for key in share if key in held)
-    budget = self.time.left(self._paid + begun)
+    budget = self.time.left()
+    if budget <= 0:
+      log.say('the time of the budget is over')
+      return
     directory = StudyDirectory(place)
     self._tried |= set(share)
     try:
@@ -241,16 +246,9 @@ class Runs:
     place = os.fspath(directory.run(key))
     done = directory.finished(key)
     scores = self._scores(records.read(place)) if done else {}
-    if self.time.limited:
-      return Observation(scores, self.time.clock.seconds.get(key, 0.0))
-    about = self.candidates[trial.arm.candidate]
-    if not done:
-      # How far it came is not kept: it counts as if it had come to its end.
-      return Observation(scores, self.exact(trial))
-    examples = (self.size(trial.arm.candidate, trial.rung) or about.examples) * float(
-      self._config.train.epochs
-    )
-    return Observation(scores, self._amount(about, examples, self._trained(place)))
+    # How far one came that did not end is not kept: it counts as if it had come to its end.
+    cost = self.time.clock.seconds.get(key, 0.0) if self.time.limited else self.exact(trial)
+    return Observation(scores, cost, ended=done or directory.settled(key))
 
   def _trained(self, directory: str) -> float:
     """Tokens that a finished run was trained on, all epochs."""
@@ -265,7 +263,7 @@ class Runs:
     """
     place = os.path.join(self._workdir, 'base')
     first = choose_wish.with_data(self._config, next(iter(self._wish.data.values())))
-    with self.time.once('base') as seconds:
+    with self.time.once('base', io.to_json(first.eval.to_dict())) as seconds:
       choose_reference.base(first, place, seconds)
     return Observation(self._scores(self._session.take_base(place)))
 
@@ -274,7 +272,7 @@ class Runs:
     if not self._wish.endpoint:
       return None
     place, targets = os.path.join(self._workdir, 'endpoint'), list(self._wish.rules.targets)
-    with self.time.once('endpoint') as seconds:
+    with self.time.once('endpoint', f'{self._wish.endpoint} {targets}') as seconds:
       choose_reference.endpoint(self._config, self._wish.endpoint, targets, place, seconds)
     return Observation(self._scores(records.read(place), [self.names[task] for task in targets]))
 

@@ -48,12 +48,11 @@ def told(outcome: Outcome, config: Any, wish: Wish, workdir: str) -> dict[str, A
   decision, about = outcome.decision, outcome.runs.candidates
   value = choose.as_json(decision, outcome.race)
   value['facts'] += [f'{name} {text}' for name, one in about.items() for text in one.warnings]
-  before = outcome.runs.time.before()
+  time = outcome.runs.time
   value |= {
-    # Of time the race had what was left of the budget.
-    'spent': value['spent'] + before,
+    'spent': time.spent() if time.limited else value['spent'],
     'budget': wish.budget.amount,
-    'full-cost': value['full-cost'] + before,
+    'full-cost': value['full-cost'] + time.before(),
     'unit': wish.budget.unit,
     'base': {
       'name': config.model.name or config.model.path,

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from sft_jax.decide import choose_data
 from sft_jax.evals import core
-from sft_jax.study.race import Rules, Trial
+from sft_jax.study.race import Trial
 from sft_jax.study.race_budget import Budget
 from sft_jax.study.race_evidence import Prior
+from sft_jax.study.race_rules import Rules
 from sft_jax.utils.errors import UserError
 
 

@@ -7,6 +7,7 @@ after an edit elsewhere, is not asked again. Not for object stores, where nothin
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,14 @@ def _digest(*parts: Any) -> str:
 class Answers:
   """Answers by key: in a file, or in memory only where there is no path."""
 
-  def __init__(self, path: epath.PathLike | None = None):
-    """Reads what is there; in all processes what is there for the first, which alone has a path."""
+  def __init__(self, path: epath.PathLike | None = None, kept: Callable[[], None] = lambda: None):
+    """Reads what is there; in all processes what is there for the first, which alone has a path.
+
+    Args:
+      path: The file.
+      kept: Called after each answer that is in the file.
+    """
+    self._kept = kept
     self._path = None if path is None or io.is_remote(path) else epath.Path(path)
     self._held: dict[str, Any] = {}
     self._file: Any = None
@@ -73,6 +80,7 @@ class Answers:
         self._file.write(b'\n')  # ends a torn line
       self._file.write(json.dumps([key, value], ensure_ascii=False).encode() + b'\n')
       self._file.flush()
+    self._kept()
 
   def close(self) -> None:
     """Gives the file back."""

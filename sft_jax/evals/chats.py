@@ -228,6 +228,9 @@ class Cache:
   def __contains__(self, request: str) -> bool:
     return request in self._answers
 
+  def __len__(self) -> int:
+    return len(self._answers)
+
   def get(self, request: str) -> Answer | None:
     """The answer, or None."""
     return self._answers.get(request)

@@ -236,11 +236,14 @@ def _served(config: Any, target: chats.Target, place: Workdir, stop: loop.StopSi
       raise UserError('this has no meaning for an endpoint', f'config.{key}', how)
 
   def go_on() -> None:
+    if len(answers) > held:
+      stop.progress()
     if stop.requested:
       raise Interrupted(f'{stop.reason}, during an evaluation; start again to go on')
 
   budget = chats.parse_budget(config.eval.endpoint_budget, 'config.eval.endpoint_budget')
   answers = chats.Cache(place.path / 'answers-endpoint.jsonl')
+  held = len(answers)
   endpoint = Endpoint(target, cache=answers, budget=budget, allow_empty=True, check=go_on)
   row = {
     'model_name': config.model.name or target.model,

@@ -134,7 +134,7 @@ class Scoring:
     asked: Any = dataclasses.replace(subject, check=self.go_on)
     scores: core.Scores = {}
     done, whole = self._finished(step), True
-    answers = Answers(self._workdir.answers(step))
+    answers = Answers(self._workdir.answers(step), self._stop.progress)
     if isinstance(subject, Subject) and not all(_key(task) in done for task in self.tasks):
       with loop.explain_memory('evaluation', MEMORY_HELP):
         self.reckon(asked)
@@ -210,7 +210,7 @@ class Scoring:
 
   def answers(self, step: int) -> Answers:
     """What has been answered in an evaluation of `step` that was stopped."""
-    return Answers(self._workdir.answers(step))
+    return Answers(self._workdir.answers(step), self._stop.progress)
 
   def afford(self, subject: Served) -> None:
     """Says what a served model will be asked at most.

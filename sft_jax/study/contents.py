@@ -17,7 +17,7 @@ from sft_jax.utils.errors import UserError
 
 # Factors beside those below `data.` that decide which tokens a run trains on.
 _DATA = ('max_length', 'too_long', 'seed_data')
-_HOW = 'put back what was there, or begin a new study in another --workdir'
+_HOW = 'put back what was there, or begin a new {} in another --workdir'
 
 
 def file_digests(paths: Iterable[str]) -> dict[str, str]:
@@ -38,15 +38,20 @@ def file_digests(paths: Iterable[str]) -> dict[str, str]:
   return digests
 
 
-def check_files(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+def check_files(before: Mapping[str, str], now: Mapping[str, str], what: str = 'study') -> None:
   """Compares digests of the same paths.
+
+  Args:
+    before: When it was begun.
+    now: Of the same, or others too.
+    what: Was begun.
 
   Raises:
     UserError: a file has changed.
   """
   for path, digest in now.items():
     if before.get(path, digest) != digest:
-      raise UserError('this file has changed since the study began', path, _HOW)
+      raise UserError(f'this file has changed since the {what} began', path, _HOW.format(what))
 
 
 class Contents:
@@ -74,7 +79,7 @@ class Contents:
           raise UserError(
             f'the {what} of {self._names[run]} has changed since the study began',
             f'{self._names[other]} had another of the same name',
-            _HOW,
+            _HOW.format('study'),
           )
 
 

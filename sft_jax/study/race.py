@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sft_jax.study import race_budget, race_plan
 from sft_jax.study.race_data import Field, Observation
 from sft_jax.study.race_evidence import Arm, Evidence, Prior, Rung
+from sft_jax.study.race_rules import Rules
 from sft_jax.utils.errors import UserError
 
 # What became of an arm.
@@ -29,31 +30,6 @@ class Trial:
   arm: Arm
   rung: int
   seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-  """How a race is held.
-
-  Attributes:
-    targets: {task: weight} of what is to be improved.
-    guards: {task: least change in points}, such as -1.0.
-    error: Most probability that the best candidate is shown to be worse than another.
-    base_error: Most probability that a candidate no better than the base is said to beat it.
-    least_gain: Points over the base that are worth having.
-    most_leak: Candidates that hold a larger share of a task are out.
-    ability_only: Count no gain of an item in which no answer was found before; losses all count.
-    seed_sd: Points between runs of different seeds, taken where no arm has two runs of a rung.
-  """
-
-  targets: Mapping[str, float]
-  guards: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  error: float = 0.05
-  base_error: float = 0.01
-  least_gain: float = 0.0
-  most_leak: float = 0.1
-  ability_only: bool = True
-  seed_sd: float = 1.5
 
 
 Evaluate = Callable[[Sequence[Trial]], Mapping[Trial, Observation]]
@@ -258,11 +234,18 @@ class Race:
     for arm in self.evidence.ranked(self.live) if self.evidence.reached else self.live:
       price = self.due(arm, rung)
       if paid + price > (self.budget - self.spent) * (1 + 1e-9):
-        self.state[arm] = CUT
+        self.state[arm] = self._out(arm)
       else:
         fits.append(arm)
         paid += price
     return fits
+
+  def _out(self, arm: Arm) -> str:
+    """What becomes of an arm that the budget does not reach for."""
+    if arm in self.evidence.reached:
+      return CUT
+    self.steps.append(f'not tried, as the budget does not reach for it: {_name(arm)}')
+    return SKIPPED
 
   def _trials(self, arm: Arm, rung: int) -> list[Trial]:
     # The same of a rung in every race, so that a candidate more runs only what is new.
@@ -280,7 +263,8 @@ class Race:
       if own:
         self.evidence.add(arm, rung, own)
       else:
-        self.state[arm] = FAILED if self.spent < self.budget else CUT
+        undone = any(not done[t].ended for t in trials if t.arm == arm and t in done)
+        self.state[arm] = self._out(arm) if undone else FAILED
     fresh = set(self.evidence.reached) == set(arms)
     if fresh and (same := self.field.constant([one for one in done.values() if one.scores])):
       raise UserError('the score is the same for every model', same[0], 'give another target')

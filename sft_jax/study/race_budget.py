@@ -5,6 +5,7 @@ Not for planning within it: `race.py`, `race_plan.py`.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -114,7 +115,10 @@ class Clock:
     """When a file in the directory was last written; 0 in an object store, where that costs."""
     times = [0.0]
     if not io.is_remote(self._place):
-      for directory, _, files in os.walk(self._place):
+      # Not what is trained in full afterwards, in a place of its own.
+      own = [self._place / name for name in ('prepared', 'base', 'endpoint')]
+      own += list(self._place.glob('rung-*'))
+      for directory, _, files in itertools.chain.from_iterable(map(os.walk, own)):
         for file in files:
           with contextlib.suppress(OSError):  # A file of a moment.
             times.append(os.path.getmtime(os.path.join(directory, file)))

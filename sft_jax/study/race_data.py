@@ -37,10 +37,17 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-  """Scores of one run by task, and what it cost in the unit of the budget."""
+  """What came of one run.
+
+  Attributes:
+    scores: By task; empty of a run that failed, or did not end.
+    cost: In the unit of the budget.
+    ended: Whether it came to its end or failed; not where the time of the budget was over before.
+  """
 
   scores: Mapping[str, Scores]
   cost: float = 0.0
+  ended: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 
 from sft_jax.train import orbax_io
 from sft_jax.utils import chips, log, peers
-from sft_jax.utils.errors import Diverged, Interrupted, OutOfMemory
+from sft_jax.utils.errors import TIME_LIMIT, Diverged, Interrupted, OutOfMemory
 
 Tree = Any
 StepFn = Callable[[Tree, Tree, Mapping[str, Any]], tuple[Tree, Mapping[str, Any]]]
@@ -102,7 +102,7 @@ class StopSignal:
   def requested(self) -> bool:
     """Whether this process was asked to stop; long evaluations may look too."""
     if not self.reason and self._progress and time.monotonic() >= self._deadline:
-      self.reason = f'the time limit of {self._limit:g} s'
+      self.reason = f'{TIME_LIMIT} of {self._limit:g} s'
     return bool(self.reason)
 
 

@@ -28,8 +28,17 @@ class Diverged(UserError):
   """The numbers of one run are no numbers any more; runs beside it are not concerned."""
 
 
+# How the reason of an interruption begins that is no signal.
+TIME_LIMIT = 'the time limit'
+
+
 class Interrupted(Exception):
   """A signal or time limit stopped the run; its state is saved. `main` exits with status 3."""
+
+  @property
+  def timed_out(self) -> bool:
+    """Whether it was a time limit."""
+    return str(self).startswith(TIME_LIMIT)
 
 
 def no_workdir(name: str) -> UserError:

@@ -12,9 +12,10 @@ from benchmarks import choose_races
 from benchmarks.planted import TASK, Candidate, World
 from sft_jax.study import choose, race_plan
 from sft_jax.study import race_stats as stats
-from sft_jax.study.race import Race, Rules
+from sft_jax.study.race import Race
 from sft_jax.study.race_data import Field, Observation, Scores
 from sft_jax.study.race_evidence import Arm, Prior, Rung
+from sft_jax.study.race_rules import Rules
 from sft_jax.utils.errors import Interrupted, UserError
 
 
@@ -247,7 +248,7 @@ def test_runs_that_the_budget_ended_did_not_fail():
   def evaluate(trials):
     done = world.evaluate(trials)
     if trials[0].rung:  # The time is over, and nothing came to its end.
-      return {t: Observation({}, 1000.0) for t in done}
+      return {t: Observation({}, 1000.0, ended=False) for t in done}
     return done
 
   one = race(world)

@@ -7,9 +7,10 @@ import pytest
 
 from benchmarks.planted import TASK, Candidate, World
 from sft_jax.study import choose
-from sft_jax.study.race import Race, Rules
+from sft_jax.study.race import Race
 from sft_jax.study.race_data import Field, Observation, Scores
 from sft_jax.study.race_evidence import Arm, Evidence, Prior, Rung
+from sft_jax.study.race_rules import Rules
 from sft_jax.utils.errors import UserError
 from tests.study.test_race import clear, race
 
@@ -146,3 +147,33 @@ def test_a_guard_of_one_item_is_told():
   base = Observation({TASK: Scores(tuple('ab'), np.array([0.0, 100.0])), 'guard': scores})
   with pytest.raises(UserError, match=r'one item decides nothing .guard.'):
     Field(base, {TASK: 1.0}, {}, most_leak=0.1, ability_only=True)
+
+
+def short(world, budget, exact=None):
+  """A race of one rung of two seeds, 100 a run as far as is known before."""
+  field = Field(world.base, {TASK: 1.0}, {}, most_leak=0.1, ability_only=True)
+  arms = [Arm(name) for name in world.candidates]
+  cost = lambda arm, rung: 100.0
+  return Race(arms, [Rung('all', 2)], Rules({TASK: 1.0}), field, budget, cost, exact=exact)
+
+
+def test_who_was_never_measured_is_not_called_worse():
+  """Whether its exact price is too high, or the time is over before it."""
+  world = clear()
+  one = short(world, 600.0, lambda trial: 100.0 if trial.arm == Arm('best') else 230.0)
+  decision = choose.choose(one, world.evaluate)
+  others = {standing.why for standing in decision.standings if standing.arm != Arm('best')}
+  assert others == {'not tried'} and 'budget does not reach for it: fair' in ' '.join(one.steps)
+  one = short(world, 600.0)
+  undone = Observation({}, 10.0, ended=False)
+  late = lambda trials: {
+    t: done if t.arm == Arm('best') else undone for t, done in world.evaluate(trials).items()
+  }
+  decision = choose.choose(one, late)
+  assert {s.why for s in decision.standings if s.arm != Arm('best')} == {'not tried'}
+
+
+def test_failures_are_failures_however_much_is_spent():
+  one = short(clear(), 600.0)
+  one.run(lambda trials: {t: Observation({}, 100.0) for t in trials})
+  assert one.spent == one.budget and set(one.state.values()) == {'failed'}
