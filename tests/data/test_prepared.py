@@ -80,7 +80,7 @@ def test_one_made_by_another_process_stays(data, tmp_path):
     return data
 
   same(inputs.load_prepared(str(place), meanwhile), data)
-  assert json.loads((place / 'manifest.json').read_text())['format'] == 2
+  assert json.loads((place / 'manifest.json').read_text())['format'] == 3
 
 
 def test_nothing_there(tmp_path):
