@@ -294,7 +294,7 @@ def test_what_others_do_is_left_to_them(tmp_path):
   assert (report.done, report.left) == (2, 1)
 
 
-@pytest.mark.parametrize('beat', [0.0, time.time() + 1e6])
+@pytest.mark.parametrize('beat', [0.0, time.time() + 1e6], ids=['slow', 'fast'])
 def test_a_silent_machine_is_followed_whatever_its_clock_says(tmp_path, beat):
   hold(tmp_path, 'c0', beat=beat)
   began = time.monotonic()
