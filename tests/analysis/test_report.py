@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import re
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from configs import report as report_config
 from sft_jax.analysis import figures, gains, report, table
+from sft_jax.utils import log
 from sft_jax.utils.errors import UserError
 from tests.analysis import synthetic
 
@@ -180,12 +180,12 @@ def test_mixtures_like_the_single_data_sets_are_told_beside_them(tmp_path):
   assert list(answers['Q3']['datasets']) == ['lora']  # Mixtures are like their parts.
 
 
-def test_the_terminal_has_findings_first_and_says_things_once(tmp_path, caplog, monkeypatch):
+def test_the_terminal_has_findings_first_and_says_things_once(tmp_path, monkeypatch):
   demo(tmp_path)
-  monkeypatch.setattr(logging.getLogger('sft_jax'), 'propagate', True)
-  with caplog.at_level('INFO', 'sft_jax'):
-    report.report(config(bootstrap=200), str(tmp_path))
-  first, *rest = caplog.messages
+  lines: list[str] = []
+  monkeypatch.setattr(log, 'say', lines.append)
+  report.report(config(bootstrap=200), str(tmp_path))
+  first, *rest = lines
   assert first.startswith('- Full fine-tuning, mean over benchmarks and models: ')
   assert [line[:2] for line in rest[:3]] == ['- ', '- ', 'Q2']
   assert not any('Q5' in line for line in rest)
