@@ -37,7 +37,7 @@ def asked(table, **changes):
   return config
 
 
-def test_of_the_table_alone(table, tmp_path, caplog):
+def test_of_the_table_alone(table, tmp_path):
   value = recommend_mode.run(asked(table, data='chat,mine,sums', base='m3'), str(tmp_path / 'out'))
   names = [(row['data'], row['from']) for row in value['candidates']]
   assert names == [('sums', 'table'), ('chat', 'table'), ('mine', 'unknown')]
