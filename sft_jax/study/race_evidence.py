@@ -70,10 +70,6 @@ class Evidence:
     self._runs[arm, rung] = list(runs)
     self.reached[arm] = rung
 
-  def trained(self, arm: Arm, rung: int) -> bool:
-    """Whether it has runs of a rung."""
-    return (arm, rung) in self._runs
-
   def sample(self, arm: Arm, rung: int, ability: bool | None = None) -> stats.Sample:
     """Combined gains of an arm's runs at a rung."""
     return self.field.sample(self._runs[arm, rung], self.field.targets, ability)

@@ -207,6 +207,9 @@ def test_order_depends_on_seed_and_epoch_alone():
 def test_fractions_of_epochs():
   assert Sampler(100, 1, epochs=0.07).total_steps == 7
   assert Sampler(30, 4, epochs=0.5).total_steps == 4
+  for n, batch, epochs in ((9, 8, 1.1), (250, 64, 0.3), (65, 64, 0.5), (65, 64, 1.5), (23, 5, 3)):
+    one = Sampler(n, batch, epochs)
+    assert one.examples == sum(len(one.indices(step)) for step in range(one.total_steps))
   for bad in ({'n': 0}, {'batch_size': 0}, {'epochs': 0}, {'seed': -1}):
     with pytest.raises(UserError):
       Sampler(**{'n': 3, 'batch_size': 1, **bad})

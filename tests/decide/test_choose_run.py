@@ -141,6 +141,10 @@ def test_a_race_of_real_runs(setting, tmp_path, asked_of_base, monkeypatch, caps
     runs = choose_run.Runs(setting, wish(setting, budget='1e9 tokens'), str(workdir))
     cost = {trial: one.cost for trial, one in runs.evaluate(trials).items()}
     assert cost == {trial: runs.exact(trial) for trial in trials}
+    for name in ('sums', 'third'):
+      rows = [io.read_jsonl(f'{one}/rows.jsonl')[-1] for one in runs.workdirs(Arm(name), 0)]
+      own = [amount for trial, amount in cost.items() if trial.arm.candidate == name]
+      assert sorted(row['train-tokens'] for row in rows) == sorted(own)
   assert len(set(cost.values())) > 2
   # What was measured is of other questions, or of other data, than these.
   for name in ('mine.jsonl', 'sums.jsonl'):
