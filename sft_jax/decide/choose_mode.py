@@ -260,16 +260,6 @@ def check_contents(
   before = io.read_json(file) if os.path.exists(file) else {}
   now = contents.file_digests(path for path in paths if os.path.exists(path))
   contents.check_files(before, now, 'race')
-  # Of the same task every candidate is asked the same.
-  asked = {task: digest for one in candidates.values() for task, digest in one.asked.items()}
-  for task, digest in asked.items():
-    if before.get(task, digest) != digest:
-      raise UserError(
-        f'the questions of {task} are others than when the race began',
-        'its file or data set, or config.eval',
-        'put back what was there, or begin a new race in another --workdir',
-      )
-  now |= asked
   how = {f'config.eval.{key}': str(config.eval[key]) for key in _ASKING}
   for key, value in how.items():
     if before.get(key, value) != value:
@@ -279,6 +269,16 @@ def check_contents(
         'give what it was, or begin a new race in another --workdir',
       )
   now |= how
+  # Of the same task every candidate is asked the same.
+  asked = {task: digest for one in candidates.values() for task, digest in one.asked.items()}
+  for task, digest in asked.items():
+    if before.get(task, digest) != digest:
+      raise UserError(
+        f'the questions of {task} are others than when the race began',
+        'its file or data set',
+        'put back what was there, or begin a new race in another --workdir',
+      )
+  now |= asked
   if not now.keys() <= before.keys():
     io.write_json_atomic(file, before | now)
 
