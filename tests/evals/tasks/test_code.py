@@ -275,7 +275,9 @@ def test_mbpp_reference_code(bench, services):
   items, _ = mbpp.read(bench)
   assert len(items) == 500 and mbpp.variant(items) == 'mbpp-full'
   codes = [f'[BEGIN]\n{item.fields["code"]}\n[DONE]' for item in items]
-  right = scores(mbpp.BENCHMARK, 'gen', codes, items, services)
+  # Problem 123 takes most of the time that MBPP gives: on a busy machine, more.
+  patient = Services(run_programs=lambda programs, seconds: sandbox.run_all(programs, 6 * seconds))
+  right = scores(mbpp.BENCHMARK, 'gen', codes, items, patient)
   assert [item.id for item, score in zip(items, right, strict=True) if not score] == ['367']
 
 
