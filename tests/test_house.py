@@ -89,9 +89,10 @@ EDGES = {
   'decide.choose_time': 'utils study.race_budget',
   'decide.choose_reference': '.choose_wish execution.evaluate execution.study_run',
   'decide.choose_run': (
-    'utils data.sampler evals .choose_data .choose_reference .choose_sizes .choose_time '
-    '.choose_wish execution.session execution.study_run study'
+    'utils data.sampler evals .choose_data .choose_reference .choose_rung .choose_sizes '
+    '.choose_time .choose_wish execution.session execution.study_run study'
   ),
+  'decide.choose_rung': 'utils study.directory',
   'decide.choose_sizes': 'utils study',
   'decide.choose_told': (
     'utils config_file data.licences evals execution.study_sizes study .choose_data .choose_run '

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_jax.data.sampler import Sampler
-from sft_jax.decide import choose_data, choose_reference, choose_sizes, choose_wish
+from sft_jax.decide import choose_data, choose_reference, choose_rung, choose_sizes, choose_wish
 from sft_jax.decide.choose_data import Candidate
 from sft_jax.decide.choose_time import BudgetIsOver, Time
 from sft_jax.decide.choose_wish import Wish
@@ -66,7 +66,7 @@ class Runs:
     self._sizes = list(wish.sizes) or choose_sizes.default(workdir, most, *shared)
     self.rungs = choose_sizes.rungs(self._sizes, most, wish.seeds)
     self._find_leaks()
-    self._runs: dict[Trial, str] = {}
+    self._runs: dict[Trial, tuple[StudyDirectory, str]] = {}
     self._costs: dict[Trial, float] = {}
     self._tried = set[str]()
     self._trouble: UserError | None = None
@@ -141,10 +141,11 @@ class Runs:
     clock = self.time.clock
     if self.time.limited and 'seconds-a-token' not in clock.notes:
       log.say('one run of the first rung, for how long it takes')
-      key = next((key for arm in arms if (key := self._timed(arm))), '')
-      if not key:
+      trial = next((Trial(arm, 0, 0) for arm in arms if self._runs_through(arm)), None)
+      if trial is None:
         raise self.nothing_ran()
-      directory = os.fspath(StudyDirectory(self._rung(0)).run(key))
+      home, key = self._runs[trial]
+      directory = os.fspath(home.run(key))
       lines = io.read_jsonl(os.path.join(directory, 'metrics.jsonl'))
       rates = [line['tokens-per-s'] for line in lines if 'tokens-per-s' in line]
       tokens, total = self._trained(directory), clock.seconds[key]
@@ -157,13 +158,12 @@ class Runs:
     self.time.begin()
     return self.time.planned()
 
-  def _timed(self, arm: Arm) -> str:
-    """The key of a finished run of an arm at the first rung; '' where it failed."""
+  def _runs_through(self, arm: Arm) -> bool:
+    """Whether the first run of an arm at the first rung comes to its end; False where it failed."""
     trial = Trial(arm, 0, 0)
-    if self.evaluate([trial])[trial].scores:
-      return self._runs[trial]
-    if StudyDirectory(self._rung(0)).settled(self._runs[trial]):
-      return ''
+    found = self.evaluate([trial])[trial]
+    if found.scores or found.ended:
+      return bool(found.scores)
     spent = race_budget.told(self.time.spent(), race_budget.SECONDS)
     what = f'the budget does not reach for a first run: {spent} are spent, and it is not done'
     how = 'give many times that: the same command goes on from what is done'
@@ -173,44 +173,37 @@ class Runs:
     """What to say where every run of every candidate failed."""
     return self._trouble or UserError(
       'every run of every candidate failed',
-      os.path.join(self._rung(0), 'failures.csv'),
+      os.fspath(choose_rung.directory(self._workdir, 0).path / 'failures.csv'),
       'mend what it says and start again with --config.study.retry_failed=True',
     )
-
-  def _rung(self, number: int) -> str:
-    return os.path.join(self._workdir, f'rung-{number}')
 
   def evaluate(self, trials: Sequence[Trial]) -> dict[Trial, Observation]:
     """The callback of a race; a run that was given up has no scores, and what it cost."""
     rung = trials[0].rung
-    place = self._rung(rung)
     size = lambda trial: self.size(trial.arm.candidate, trial.rung)
     seeds = self._config.train.seeds
     entries = [choose_wish.entry(self._wish, seeds, trial, size(trial)) for trial in trials]
-    # A study may grow and may not shrink: what an earlier race ran here stays in it.
-    file = os.path.join(place, 'entries.json')
-    before = io.read_json(file) if os.path.exists(file) else []
     # One data set in two sizes is the same run on a rung below both.
     own = [entry for number, entry in enumerate(entries) if entry not in entries[:number]]
-    every = [*before, *(entry for entry in own if entry not in before)]
-    io.write_json_atomic(file, every)
     study = study_run.expand(self._config, own, study_run.backend_of(self._config))
     keys = [study.runs[own.index(entry)].key for entry in entries]
-    self._runs |= dict(zip(trials, keys, strict=True))
-    directory = StudyDirectory(place)
+    homes = choose_rung.homes(self._workdir, rung, keys, self._is_over)
+    self._runs |= {trial: (homes[key], key) for trial, key in zip(trials, keys, strict=True)}
     share = {
       key: float(size(trial) or 1)
       for trial, key in zip(trials, keys, strict=True)
-      if not self._is_over(directory, key)
+      if not self._is_over(homes[key], key)
     }
     if share:
       arms = ', '.join(dict.fromkeys(trial.arm.candidate for trial in trials))
       runs = words.count(len(trials), 'run')
       log.say(f'{self.rungs[rung].name}: {len(share)} of {runs} to do, of {arms}')
-      self._train(every, place, share)
+      home = homes[next(iter(share))]
+      here = [entry for entry, run in zip(own, study.runs, strict=True) if homes[run.key] is home]
+      self._train(choose_rung.grown(home, here), home, share)
     out = {}
     for number, (trial, key) in enumerate(zip(trials, keys, strict=True)):
-      one = self._observed(trial, key, directory)
+      one = self._observed(trial)
       out[trial] = one if key not in keys[:number] else dataclasses.replace(one, cost=0.0)
     return out
 
@@ -218,8 +211,8 @@ class Runs:
     again = self._config.study.retry_failed and key not in self._tried
     return directory.finished(key) if again else directory.settled(key)
 
-  def _train(self, every: Sequence[Any], place: str, share: Mapping[str, float]) -> None:
-    """Works on a rung until all is settled or the time of the budget is over.
+  def _train(self, every: Sequence[Any], home: StudyDirectory, share: Mapping[str, float]) -> None:
+    """Works on a study until all is settled or the time of the budget is over.
 
     Raises:
       UserError: something else than runs that were given up.
@@ -229,26 +222,27 @@ class Runs:
     if budget <= 0:
       log.say('the time of the budget is over')
       return
-    directory = StudyDirectory(place)
     self._tried |= set(share)
     try:
       with self.time.within(budget) as seconds, self.time.clock.counting(share):
-        study_run.run(choose_wish.ending(self._config, seconds), every, place, self._session)
+        study_run.run(
+          choose_wish.ending(self._config, seconds), every, os.fspath(home.path), self._session
+        )
     except BudgetIsOver:
       log.say('the time of the budget is over')
     except UserError as e:
-      if not all(directory.settled(key) for key in share):
+      if not all(home.settled(key) for key in share):
         raise
       # Of some runs, which the race counts as failed.
       self._trouble = e
 
-  def _observed(self, trial: Trial, key: str, directory: StudyDirectory) -> Observation:
-    place = os.fspath(directory.run(key))
-    done = directory.finished(key)
-    scores = self._scores(records.read(place)) if done else {}
+  def _observed(self, trial: Trial) -> Observation:
+    home, key = self._runs[trial]
+    done = home.finished(key)
+    scores = self._scores(records.read(os.fspath(home.run(key)))) if done else {}
     # How far one came that did not end is not kept: it counts as if it had come to its end.
     cost = self.time.clock.seconds.get(key, 0.0) if self.time.limited else self.exact(trial)
-    return Observation(scores, cost, ended=done or directory.settled(key))
+    return Observation(scores, cost, ended=done or home.settled(key))
 
   def _trained(self, directory: str) -> float:
     """Tokens that a finished run was trained on, all epochs."""
@@ -278,9 +272,8 @@ class Runs:
 
   def workdirs(self, arm: Arm, rung: int) -> list[str]:
     """Of the finished runs of an arm at a rung that were asked for."""
-    directory = StudyDirectory(self._rung(rung))
-    keys = [key for trial, key in self._runs.items() if (trial.arm, trial.rung) == (arm, rung)]
-    return [os.fspath(directory.run(key)) for key in keys if directory.finished(key)]
+    asked = [run for trial, run in self._runs.items() if (trial.arm, trial.rung) == (arm, rung)]
+    return [os.fspath(home.run(key)) for home, key in asked if home.finished(key)]
 
   def _scores(self, row: records.Row, wanted: Sequence[str] = ()) -> dict[str, Scores]:
     wanted = wanted or list(self.names.values())
