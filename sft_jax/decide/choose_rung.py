@@ -45,7 +45,7 @@ def homes(
 def grown(study: StudyDirectory, wanted: Sequence[Mapping[str, Any]]) -> list[Any]:
   """All entries of a study when it is to have those that are wanted, too; remembers them."""
   file = study.path / 'entries.json'
-  # Without a study, what was wanted when it was not made in the end counts for nothing.
+  # Without a study, these are of a start that ended before it made one.
   before = io.read_json(file) if file.exists() and _runs(study) else []
   every = [*before, *(entry for entry in wanted if entry not in before)]
   io.write_json_atomic(file, every)

@@ -1,6 +1,7 @@
 """Which study the runs of a rung are in, where the race changes on its way."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -44,55 +45,48 @@ def trials(names):
   return [Trial(Arm(name), 0, seed) for name in names for seed in (0, 1)]
 
 
-def finished(place):
-  """{run: the data it was trained on} of a study."""
-  files = place.glob('runs/*/done.json')
-  of = lambda run: json.loads((run / 'config.json').read_text())['config']['data']['path']
-  return {file.parent.name: of(file.parent).split('/')[-1] for file in files}
+def begun(setting, tmp_path):
+  """Stops within the first step of the runs of all; returns the study of the rung."""
+  started(setting, tmp_path, NAMES).base()
+  with pytest.raises(Interrupted):
+    started(setting, tmp_path, NAMES, 1e-3).evaluate(trials(NAMES))
+  study = tmp_path / 'race' / 'rung-0'
+  assert len(StudyDirectory(study).record().names) == 6 and not ended(study)
+  return study
+
+
+def ended(study):
+  """{run: the data it was trained on, and when} of what is complete."""
+  out = {}
+  for file in study.glob('runs/*/done.json'):
+    data = json.loads((file.parent / 'config.json').read_text())['config']['data']
+    out[file.parent.name] = pathlib.Path(data['path']).stem, file.stat().st_mtime_ns
+  return out
 
 
 def test_what_nobody_wants_any_more_is_not_run(setting, tmp_path):
   """Runs that were begun for a larger budget, or for a candidate that was taken away."""
+  further = tmp_path / 'race' / 'rung-0-2'
   with tiny.on_devices():
-    started(setting, tmp_path, NAMES).base()
-    with pytest.raises(Interrupted):
-      started(setting, tmp_path, NAMES, 1e-3).evaluate(trials(NAMES))
-    first, further = tmp_path / 'race' / 'rung-0', tmp_path / 'race' / 'rung-0-2'
-    assert len(StudyDirectory(first).record().names) == 6 and not finished(first)
-
+    study = begun(setting, tmp_path)
     runs = started(setting, tmp_path, NAMES[:2])
     assert all(one.scores for one in runs.evaluate(trials(NAMES[:2])).values())
-    assert not finished(first), 'with company that nobody wants'
-    assert sorted(finished(further).values()) == [
-      'one.jsonl',
-      'one.jsonl',
-      'two.jsonl',
-      'two.jsonl',
-    ]
+    before = ended(further)
+    assert sorted(name for name, _ in before.values()) == ['one', 'one', 'two', 'two']
     assert all('rung-0-2' in one for one in runs.workdirs(Arm('two'), 0))
-    before = {
-      run: (further / 'runs' / run / 'rows.jsonl').stat().st_mtime_ns for run in finished(further)
-    }
-
     # Wanted again, it runs where the others did; these are not done anew.
     again = started(setting, tmp_path, NAMES).evaluate(trials(NAMES))
   assert all(one.scores for one in again.values())
-  assert list(finished(further).values()).count('three.jsonl') == 2 and not finished(first)
-  assert (
-    before.items()
-    <= {
-      run: (further / 'runs' / run / 'rows.jsonl').stat().st_mtime_ns for run in finished(further)
-    }.items()
-  )
+  after = ended(further)
+  assert before.items() < after.items() and len(after) == 6
+  assert not ended(study), 'its cohorts hold what nobody wanted'
   assert not (tmp_path / 'race' / 'rung-0-3').exists()
 
 
 def test_a_stop_within_a_rung_goes_on_where_it_was(setting, tmp_path):
   with tiny.on_devices():
-    started(setting, tmp_path, NAMES).base()
-    with pytest.raises(Interrupted):
-      started(setting, tmp_path, NAMES, 1e-3).evaluate(trials(NAMES))
+    study = begun(setting, tmp_path)
     done = started(setting, tmp_path, NAMES).evaluate(trials(NAMES))
   assert all(one.scores for one in done.values())
-  assert len(finished(tmp_path / 'race' / 'rung-0')) == 6
+  assert len(ended(study)) == 6
   assert not (tmp_path / 'race' / 'rung-0-2').exists()
