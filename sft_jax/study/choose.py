@@ -18,11 +18,14 @@ from sft_jax.utils import words
 
 WINNER, TIE, NONE = 'winner', 'tie', 'none beats the base'
 
+# Points: runs that changed nothing have a smaller standard error (0 but for floors).
+_NO_ERROR = 1e-3
+
 # Why a candidate is not among those named; {by} is who was shown to be better.
 _WORDS = {
   race_lib.WORSE: 'shown to be worse than {by}',
   race_lib.CUT: 'dropped for what it would cost, not shown to be worse',
-  race_lib.GUARD: 'lets a guarded benchmark fall',
+  race_lib.GUARD: 'falls on a guarded benchmark by more than is allowed',
   race_lib.LEAK: 'holds too much of a benchmark',
   race_lib.FAILED: 'every run of it failed',
   race_lib.SKIPPED: 'not tried',
@@ -171,10 +174,7 @@ def _standing(race: Race, arm: Arm, members: Sequence[Arm]) -> Standing:
     by = race.beaten_by.get(arm)
     why = _WORDS.get(state, 'not shown to beat the base').format(by=by.candidate if by else '')
     if state == race_lib.RUNNING and race.evidence.reached.get(arm) == race.last:
-      # The interval beside it is of one arm by itself, at 95 %, and may lie above.
-      tried, error = len(race.arms), race.rules.base_error
-      why += f': with {tried} tried and an error in {error:.0%} of races, its gain is sure only to '
-      why += f'be above {_surely(race, arm):+.1f}'
+      why += _how_sure(race, arm)
     if state in (race_lib.CUT, race_lib.RUNNING) and members:
       why = f'shown to be worse than {members[0].candidate}'
   rung = race.evidence.reached.get(arm, -1)
@@ -192,17 +192,40 @@ def _standing(race: Race, arm: Arm, members: Sequence[Arm]) -> Standing:
   return Standing(arm, state, why, rung, len(sample.gains), gain, form, guards)
 
 
+def _how_sure(race: Race, arm: Arm) -> str:
+  """What is known of the gain of an arm that ran in full and is not shown to beat the base."""
+  if race.evidence.gains(race.last)[arm].stderr < _NO_ERROR:
+    return ': no question was won or lost'
+  # The interval beside it is of one arm by itself, at 95 %, and may lie above.
+  tried, error = len(race.arms), race.rules.base_error
+  surely = round(_surely(race, arm), 1) + 0.0
+  return (
+    f': with {tried} tried and an error in {error:.0%} of races, its gain is sure only to be above '
+    f'{surely:+.1f}'
+  )
+
+
+def _power(race: Race) -> str:
+  """Which gain such a race shows; of runs that changed nothing, no error can be reckoned."""
+  found = [gain for gain in race.evidence.gains(race.last).values() if gain.stderr >= _NO_ERROR]
+  if not found:
+    return (
+      'no run in full won or lost a question, which says little of the data: train longer or at a '
+      'larger config.train.learning_rate, or ask more questions'
+    )
+  error = race.rules.base_error / len(race.arms)
+  shown = race.rules.least_gain + min(gain.reach(error) + gain.reach(0.2) for gain in found)
+  return (
+    f'a true gain of {shown:.1f} points or more over the base would be shown in four of five such '
+    'races'
+  )
+
+
 def _facts(race: Race) -> tuple[str, ...]:
   out = []
   at_last = [arm for arm, rung in race.evidence.reached.items() if rung == race.last]
   if at_last:
-    error = race.rules.base_error / len(race.arms)
-    found = race.evidence.gains(race.last).values()
-    shown = sorted(gain.reach(error) + gain.reach(0.2) for gain in found)[0]
-    out.append(
-      f'a true gain of {race.rules.least_gain + shown:.1f} points or more over the base would be '
-      'shown in four of five such races'
-    )
+    out.append(_power(race))
   if at_last and not race.evidence.repeated:
     out.append(
       f'no candidate was trained with two seeds: how much seeds differ is not measured, and taken '
@@ -252,6 +275,10 @@ def as_json(decision: Decision, race: Race) -> dict[str, Any]:
     'members': [arm(one) for one in decision.members],
     'open': [arm(one) for one in decision.open],
     'targets': dict(race.field.targets),
+    'guard-limits': dict(race.rules.guards),
+    'questions': {
+      task: race.field.items(task)[1] for task in (*race.field.targets, *race.rules.guards)
+    },
     'spent': decision.spent,
     'budget': race.budget if math.isfinite(race.budget) else None,
     'full-cost': decision.full,

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.study import race_budget
-from sft_jax.utils import io
+from sft_jax.study import race, race_budget
+from sft_jax.utils import io, words
 
 _STYLE = (
   'body{font:16px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222;'
@@ -56,7 +56,14 @@ def write(directory: str, decision: Mapping[str, Any]) -> str:
 def complete(decision: Mapping[str, Any]) -> dict[str, Any]:
   """A decision with nothing in place of what it does not say."""
   nothing: dict[str, Any] = {
-    **{'licences': {}, 'examples': [], 'endpoint': None, 'base': None},
+    **{
+      'licences': {},
+      'guard-limits': {},
+      'questions': {},
+      'examples': [],
+      'endpoint': None,
+      'base': None,
+    },
     **dict.fromkeys(('command', 'unit'), ''),
   }
   return {**nothing, **decision}
@@ -65,7 +72,7 @@ def complete(decision: Mapping[str, Any]) -> dict[str, Any]:
 def answer(value: Mapping[str, Any]) -> str:
   """The decision in a sentence."""
   if value['decision'] == 'none beats the base':
-    return 'None of the candidates is shown to beat the base.'
+    return _none(value)
   pick = _found(value, value['pick']['candidate'])
   gain = f'{pick["candidate"]} gains {_interval(pick["gain"])} points over the base'
   if value['decision'] == 'winner':
@@ -74,6 +81,18 @@ def answer(value: Mapping[str, Any]) -> str:
   open_ = [one['candidate'] for one in value['open']]
   left = f' Dropped, for the cost, before that was settled: {", ".join(open_)}.' if open_ else ''
   return f'A tie: the best is among {names}. Of them {gain}, the most expected.{left}'
+
+
+def _none(value: Mapping[str, Any]) -> str:
+  """That none beats the base, or none of those that keep the guards."""
+  fell = [
+    f'{one["candidate"]} gains {_interval(one["gain"])} points, but {one["why"]}.'
+    for one in value['candidates']
+    if one['state'] == race.GUARD and one['gain'] and one['gain']['low'] > 0
+  ]
+  if not fell:
+    return 'None of the candidates is shown to beat the base.'
+  return ' '.join(('No candidate that keeps the guards is shown to beat the base.', *fell))
 
 
 def cost(value: Mapping[str, Any]) -> str:
@@ -89,11 +108,14 @@ def cost(value: Mapping[str, Any]) -> str:
 
 def _asked(value: Mapping[str, Any]) -> str:
   """What was to be improved, in a sentence."""
-  guards = list(value['candidates'][0]['guards']) if value['candidates'] else []
+  asked = lambda task: words.count(value['questions'].get(task, 0), 'question')
+  targets = [f'{task} ({asked(task)})' for task in value['targets']]
+  limits = value['guard-limits'].items()
+  guards = [f'{task} (at least {least:+g}, {asked(task)})' for task, least in limits]
   kept = f' Guarded: {", ".join(guards)}.' if guards else ''
   base = value['base']
   of = f' The base: {base["name"]} (licence: {base["licence"]}).' if base else ''
-  return f'To be improved: {", ".join(value["targets"])}.{kept}{of}'
+  return f'To be improved: {", ".join(targets)}.{kept}{of}'
 
 
 def _sentences(value: Mapping[str, Any]) -> list[str]:
@@ -116,7 +138,13 @@ def _found(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _interval(gain: Mapping[str, float] | None) -> str:
   if gain is None:
     return ''
-  return f'{gain["mean"]:+.1f} ({gain["low"]:+.1f} to {gain["high"]:+.1f})'
+  mean, low, high = (_points(gain[key]) for key in ('mean', 'low', 'high'))
+  return f'{mean} ({low} to {high})'
+
+
+def _points(value: float) -> str:
+  """With its sign; what rounds to nothing is +0.0."""
+  return f'{round(value, 1) + 0.0:+.1f}'
 
 
 def _cells(value: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
@@ -128,7 +156,7 @@ def _cells(value: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
     _interval(one['gain']),
     one['rung'] or '',
     str(one['runs'] or ''),
-    '' if one['form'] is None else f'{one["form"]:+.1f}',
+    '' if one['form'] is None else _points(one['form']),
     guards,
     value['licences'].get(one['candidate'], ''),
     'named' if member else one['why'],

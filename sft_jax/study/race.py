@@ -22,6 +22,9 @@ RUNNING, WORSE, CUT, GUARD, LEAK, FAILED, SKIPPED = (
   *('running', 'worse', 'cut', 'guard', 'leak', 'failed', 'skipped'),
 )
 
+# Points: of a score that did not move, sums of shares differ by less.
+_ROUNDING = 1e-9
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Trial:
@@ -276,7 +279,7 @@ class Race:
     for guard, least in self.rules.guards.items():
       for arm, change in self.evidence.gains(rung, guard).items():
         shown = change.mean if rung == self.last else change.high(self.rules.error / 2)
-        if self.state[arm] == RUNNING and shown < least:
+        if self.state[arm] == RUNNING and shown < least - _ROUNDING:
           self.state[arm] = GUARD
     self._release()
     if not self.live:

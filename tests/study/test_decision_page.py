@@ -63,3 +63,27 @@ def test_other_outcomes(candidates, words):
   value = decision_page.complete(decide(**candidates))
   assert words in decision_page.answer(value)
   assert words in decision_page.html_page(value) and words in decision_page.markdown(value)
+
+
+def test_what_a_guard_kept_from_winning_is_said():
+  world = test_race.clear()
+  evaluate = test_race.guarded(world, {'best': -9.0, 'fair': -8.0, 'bad': 0.0})
+  one = test_race.race(world, guards={'guard': -1.0})
+  value = decision_page.complete(choose.as_json(choose.choose(one, evaluate), one))
+  best = next(one for one in value['candidates'] if one['candidate'] == 'best')
+  text = decision_page.markdown(value)
+  assert value['decision'] == choose.NONE and 'None of the candidates' not in text
+  gains = f'best gains {best["gain"]["mean"]:+.1f} ({best["gain"]["low"]:+.1f} to '
+  assert f'No candidate that keeps the guards is shown to beat the base. {gains}' in text
+  assert 'but falls on a guarded benchmark by more than is allowed.' in text
+  assert (
+    f'To be improved: {TASK} (1200 questions). Guarded: guard (at least -1, 3 questions).' in text
+  )
+
+
+def test_nothing_has_no_sign():
+  still = {'candidate': 'a', 'gain': gain(-1e-13, -0.04, 0.04), 'form': -1e-13}
+  value = decide(a=Candidate(9.0), b=Candidate(0.0))
+  value['candidates'][1] |= still
+  text = decision_page.markdown(decision_page.complete(value))
+  assert '| +0.0 (+0.0 to +0.0) |' in text and '-0.0' not in text

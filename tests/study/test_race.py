@@ -166,28 +166,48 @@ def test_form_is_told_from_ability():
   assert total.pick == Arm('form')
 
 
-def test_a_guard_that_falls_is_out():
-  world = clear()
-  ids = tuple('xyz') * 1
-  falls = {'best': -9.0, 'fair': 0.5, 'bad': 0.5}
-  base = Observation({**world.base.scores, 'guard': Scores(ids, np.array([50.0, 50.0, 50.0]))})
+def guarded(world, changes):
+  """An evaluation of the world with three questions more, on which candidates change so much."""
+  ids, noise = tuple('xyz'), np.array([0.1, -0.1, 0.0])
+  world.base = Observation({**world.base.scores, 'guard': Scores(ids, np.full(3, 50.0))})
 
   def evaluate(trials):
     return {
       trial: Observation(
-        {
-          **one.scores,
-          'guard': Scores(ids, 50.0 + falls[trial.arm.candidate] + np.array([0.1, -0.1, 0.0])),
-        },
-        one.cost,
+        {**one.scores, 'guard': Scores(ids, 50.0 + changes[trial.arm.candidate] + noise)}, one.cost
       )
       for trial, one in world.evaluate(trials).items()
     }
 
-  world.base = base
+  return evaluate
+
+
+def test_a_guard_that_falls_is_out():
+  world = clear()
+  evaluate = guarded(world, {'best': -9.0, 'fair': 0.5, 'bad': 0.5})
   one = race(world, guards={'guard': -1.0})
   decision = choose.choose(one, evaluate)
   assert one.state[Arm('best')] == 'guard' and decision.pick != Arm('best')
+
+
+def test_a_guard_that_does_not_move_is_kept():
+  world = clear()
+  evaluate = guarded(world, dict.fromkeys(world.candidates, -1e-13))
+  decision = choose.choose(race(world, guards={'guard': 0.0}), evaluate)
+  assert decision.pick == Arm('best')
+
+
+def test_runs_that_change_nothing_prove_nothing():
+  world = clear()
+  same = lambda trials: {
+    trial: Observation(world.base.scores, one.cost) for trial, one in world.evaluate(trials).items()
+  }
+  decision = choose.choose(race(world), same)
+  assert decision.kind == choose.NONE
+  assert any('no run in full won or lost a question' in fact for fact in decision.shared)
+  assert not any('a true gain of' in fact for fact in decision.shared)
+  whys = [one.why for one in decision.standings if one.rung == 2]
+  assert whys and all(why.endswith('no question was won or lost') for why in whys)
 
 
 def test_of_learning_rates_the_better_one_is_picked():
