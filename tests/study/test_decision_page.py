@@ -77,7 +77,7 @@ def test_what_a_guard_kept_from_winning_is_said():
   assert f'No candidate that keeps the guards is shown to beat the base. {gains}' in text
   assert 'but falls on a guarded benchmark by more than is allowed.' in text
   assert (
-    f'To be improved: {TASK} (1200 questions). Guarded: guard (at least -1, 3 questions).' in text
+    f'To be improved: {TASK} (1,200 questions). Guarded: guard (at least -1, 3 questions).' in text
   )
 
 
