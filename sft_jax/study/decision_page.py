@@ -139,7 +139,8 @@ def _interval(gain: Mapping[str, float] | None) -> str:
   if gain is None:
     return ''
   mean, low, high = (_points(gain[key]) for key in ('mean', 'low', 'high'))
-  return f'{mean} ({low} to {high})'
+  # Questions that all fell as before have no spread from which an interval could be reckoned.
+  return f'{mean} (nothing changed)' if low == high == '+0.0' else f'{mean} ({low} to {high})'
 
 
 def _points(value: float) -> str:

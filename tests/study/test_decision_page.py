@@ -86,4 +86,4 @@ def test_nothing_has_no_sign():
   value = decide(a=Candidate(9.0), b=Candidate(0.0))
   value['candidates'][1] |= still
   text = decision_page.markdown(decision_page.complete(value))
-  assert '| +0.0 (+0.0 to +0.0) |' in text and '-0.0' not in text
+  assert '| +0.0 (nothing changed) |' in text and '-0.0' not in text
