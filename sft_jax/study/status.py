@@ -83,7 +83,7 @@ def cohort_states(place: StudyDirectory, record: StudyRecord) -> list[CohortStat
 
 
 def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
-  """Lines for people, and the same as JSON; of a single run or an evaluation too.
+  """Lines for people, and the same as JSON; of a single run, an evaluation or a race too.
 
   Raises:
     UserError: nothing of the kind is there, or it cannot be read.
@@ -91,8 +91,11 @@ def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
   place = StudyDirectory(workdir)
   with io.explain_unreadable(place.path):
     single = not (place.path / 'study.json').exists()
+    rungs = sorted(str(path.parent) for path in place.path.glob('rung-*/study.json'))
   if single and one_run.is_here(workdir):
     return one_run.status(workdir)
+  if single and rungs:
+    return _rungs(workdir, rungs)
   if single:
     how = 'give the --workdir of one'
     raise UserError('no study, run or evaluation is here', os.fspath(workdir), how)
@@ -121,6 +124,15 @@ def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
   if more := len(failures) - _SHOWN_FAILURES:
     lines += [f'and {more} more, in {place.path / "failures.csv"}'] if more > 0 else []
   return lines, value
+
+
+def _rungs(workdir: epath.PathLike, rungs: Sequence[str]) -> tuple[list[str], Json]:
+  """Of a race, whose rungs are studies."""
+  found = {os.path.basename(rung): status(rung) for rung in rungs}
+  lines = [f'{name}: {line}' for name, (own, _) in found.items() for line in own]
+  values = [value for _, value in found.values()]
+  total = {key: sum(value[key] for value in values) for key in ('runs', 'done', 'failed')}
+  return lines, {'workdir': os.fspath(workdir), **total, 'rungs': values}
 
 
 def _disk(uses: Mapping[str, archive.Use]) -> str:

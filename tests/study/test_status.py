@@ -120,3 +120,15 @@ def test_a_dead_process_of_this_machine_is_nobody(workdir):
 def test_no_study(tmp_path):
   with pytest.raises(UserError, match='no study, run or evaluation is here'):
     status.status(tmp_path)
+
+
+def test_a_race_is_told_by_its_rungs(tmp_path):
+  for name, runs in (('rung-0', 3), ('rung-1', 1)):
+    work(fake.make([runs]), tmp_path / name, wait=False)
+  lines, value = status.status(tmp_path)
+  assert [line for line in lines if 'takes' not in line] == [
+    *('rung-0: done    c0  3/3 runs done', 'rung-0: 3 of 3 runs done'),
+    *('rung-1: done    c0  1/1 run done', 'rung-1: 1 of 1 run done'),
+  ]
+  assert (value['runs'], value['done'], value['failed']) == (4, 4, 0)
+  assert [rung['runs'] for rung in value['rungs']] == [3, 1]
