@@ -144,14 +144,16 @@ def wish_of(config: Any) -> Wish:
   if not 0 < asked.error < 1:
     raise UserError(f'{asked.error} is no chance', 'config.choose.error', 'such as 0.05')
   data, most = choose_data.candidates(asked.data, 'config.choose.data')
-  targets = [
-    _task(name, 'target') for name in choose_data.split(asked.target, 'config.choose.target')
-  ]
+  named = choose_data.split(asked.target, 'config.choose.target')
+  kept = choose_data.split(asked.guard, 'config.choose.guard')
+  # Before they are read as benchmarks, which training data mostly are not.
+  _refuse_same(data, [*named, *(text.split('>=')[0].strip() for text in kept)])
+  targets = [_task(name, 'target') for name in named]
   if not targets:
     raise UserError(
       'no target given', 'config.choose.target', 'name what is to be improved, such as gsm8k:4shot'
     )
-  guards = dict(_guard(text) for text in choose_data.split(asked.guard, 'config.choose.guard'))
+  guards = dict(map(_guard, kept))
   if len(data) < 2:
     how = 'give two or more, between commas'
     what = 'one candidate is no choice' if data else 'no candidates given'
@@ -160,7 +162,6 @@ def wish_of(config: Any) -> Wish:
     core.task_names(','.join([*targets, *guards]))
   except UserError as e:
     raise UserError(e.what, 'config.choose.target, config.choose.guard', e.how) from e
-  _refuse_same(data, [*targets, *guards])
   if asked.endpoint:
     _check_endpoint(asked.endpoint, targets)
   rules = Rules(
@@ -236,7 +237,7 @@ def _numbers(text: str, number: Callable[[str], Any], where: str) -> list[Any]:
 
 
 def _refuse_same(data: Mapping[str, str], tasks: Sequence[str]) -> None:
-  """Raises UserError where a candidate is the file of a target or guard."""
+  """Raises UserError where a candidate is the file of a target or guard, named in any way."""
   files = {os.path.realpath(_file(task)) for task in tasks}
   for one in data.values():
     parts = [one]

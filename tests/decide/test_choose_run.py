@@ -197,6 +197,8 @@ def test_how_far_a_guard_may_fall(setting, text, least):
     ({'data': 'lima,lima'}, 'lima is named twice'),
     ({'data': 'lima,DIR/mine.jsonl'}, 'a target is training data too'),
     ({'data': "lima,'mix:lima=0.5,DIR/mine.jsonl=0.5'"}, 'a target is training data too'),
+    ({'target': 'DIR/sums.jsonl:2shot'}, 'a target is training data too .*sums.jsonl'),
+    ({'guard': 'custom:DIR/sums.jsonl >= -1'}, 'a target is training data too .*sums.jsonl'),
     ({'data': "lima,'mix:"}, 'a quote is not closed'),
     ({'data': 'lima,lima#many'}, "'many' is no number of records .config.choose.data: lima#many."),
     ({'data': 'lima,lima#0'}, 'is no number of records'),
