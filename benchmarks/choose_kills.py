@@ -100,7 +100,7 @@ def measure(place: pathlib.Path) -> dict[str, Any]:
       process.send_signal(signal.SIGTERM if number == KILLS else signal.SIGKILL)
     process.communicate()
     if not process.returncode:
-      raise RuntimeError(f'the race ended before it was killed the {number + 1}. time')
+      raise RuntimeError(f'the race ended before kill {number + 1} of {KILLS + 1}')
     moments.append(moment)
     states.append(process.returncode)
     now = finished(workdir)

@@ -189,7 +189,8 @@ def judge(workdir: pathlib.Path, found: Mapping[str, Any]) -> dict[str, dict[str
   run(command('run', str(place), changes))
   with open(place / 'results.csv') as f:
     rows = list(csv.DictReader(f))
-  columns = [c for c in rows[0] if c.startswith(('boolq', 'piqa')) and f'{c}-n' in rows[0]]
+  names = tuple(task.split(':')[0] for task in TARGETS.split(','))
+  columns = [c for c in rows[0] if c.startswith(names) and f'{c}-n' in rows[0]]
   # Of items that the run's data do not hold; the row before a run's is of its base, on the same.
   mean = lambda row: float(np.mean([float(row[f'{c}-clean']) for c in columns]))
   pairs_ = [(base, row) for base, row in itertools.pairwise(rows) if row['data_name'] != 'pretrain']

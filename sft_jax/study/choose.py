@@ -18,9 +18,6 @@ from sft_jax.utils import words
 
 WINNER, TIE, NONE = 'winner', 'tie', 'none beats the base'
 
-# Points: runs that changed nothing have a smaller standard error (0 but for floors).
-_NO_ERROR = 1e-3
-
 # Why a candidate is not among those named; {by} is who was shown to be better.
 _WORDS = {
   race_lib.WORSE: 'shown to be worse than {by}',
@@ -194,7 +191,8 @@ def _standing(race: Race, arm: Arm, members: Sequence[Arm]) -> Standing:
 
 def _how_sure(race: Race, arm: Arm) -> str:
   """What is known of the gain of an arm that ran in full and is not shown to beat the base."""
-  if race.evidence.gains(race.last)[arm].stderr < _NO_ERROR:
+  gain = race.evidence.gains(race.last)[arm]
+  if stats.nothing_changed(gain.mean, gain.stderr):
     return ': no question was won or lost'
   # The interval beside it is of one arm by itself, at 95 %, and may lie above.
   tried, error = len(race.arms), race.rules.base_error
@@ -207,7 +205,8 @@ def _how_sure(race: Race, arm: Arm) -> str:
 
 def _power(race: Race) -> str:
   """Which gain such a race shows; of runs that changed nothing, no error can be reckoned."""
-  found = [gain for gain in race.evidence.gains(race.last).values() if gain.stderr >= _NO_ERROR]
+  gains = race.evidence.gains(race.last).values()
+  found = [gain for gain in gains if not stats.nothing_changed(gain.mean, gain.stderr)]
   if not found:
     return (
       'no run in full won or lost a question, which says little of the data: train longer or at a '

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft_jax.study import race, race_budget
+from sft_jax.study import race, race_budget, race_stats
 from sft_jax.utils import io, words
 
 _STYLE = (
@@ -139,8 +139,8 @@ def _interval(gain: Mapping[str, float] | None) -> str:
   if gain is None:
     return ''
   mean, low, high = (_points(gain[key]) for key in ('mean', 'low', 'high'))
-  # Questions that all fell as before have no spread from which an interval could be reckoned.
-  return f'{mean} (nothing changed)' if low == high == '+0.0' else f'{mean} ({low} to {high})'
+  still = race_stats.nothing_changed(gain['mean'], gain['stderr'])
+  return f'{mean} (nothing changed)' if still else f'{mean} ({low} to {high})'
 
 
 def _points(value: float) -> str:

@@ -36,6 +36,11 @@ class Gain(NamedTuple):
     return self.mean + self.reach(error)
 
 
+def nothing_changed(mean: float, stderr: float) -> bool:
+  """Whether no item changed (in points, but for floors): no error can be reckoned from that."""
+  return max(abs(mean), stderr) < 1e-3
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
   """Gains over the base of the runs of one arm at one rung, item by item.

@@ -91,12 +91,12 @@ def status(workdir: epath.PathLike) -> tuple[list[str], Json]:
   place = StudyDirectory(workdir)
   with io.explain_unreadable(place.path):
     single = not (place.path / 'study.json').exists()
-    rungs = sorted(str(path.parent) for path in place.path.glob('rung-*/study.json'))
   if single and one_run.is_here(workdir):
     return one_run.status(workdir)
-  if single and rungs:
-    return _rungs(workdir, rungs)
   if single:
+    rungs = sorted(str(path.parent) for path in place.path.glob('rung-*/study.json'))
+    if rungs:
+      return _rungs(workdir, rungs)
     how = 'give the --workdir of one'
     raise UserError('no study, run or evaluation is here', os.fspath(workdir), how)
   record = place.record()

@@ -10,7 +10,7 @@ from tests.study import test_race
 
 
 def gain(mean, low, high):
-  return {'mean': mean, 'low': low, 'high': high}
+  return {'mean': mean, 'stderr': (high - low) / 4, 'low': low, 'high': high}
 
 
 def decide(**candidates):
@@ -82,8 +82,11 @@ def test_what_a_guard_kept_from_winning_is_said():
 
 
 def test_nothing_has_no_sign():
-  still = {'candidate': 'a', 'gain': gain(-1e-13, -0.04, 0.04), 'form': -1e-13}
+  still = {'candidate': 'a', 'gain': gain(-1e-13, -1e-6, 1e-6), 'form': -1e-13}
   value = decide(a=Candidate(9.0), b=Candidate(0.0))
   value['candidates'][1] |= still
-  text = decision_page.markdown(decision_page.complete(value))
+  page = lambda: decision_page.markdown(decision_page.complete(value))
+  text = page()
   assert '| +0.0 (nothing changed) |' in text and '-0.0' not in text
+  value['candidates'][1]['gain'] = gain(0.01, -0.04, 0.04)
+  assert '| +0.0 (+0.0 to +0.0) |' in page(), 'little is not nothing'
